@@ -11,7 +11,7 @@ EXPANSION = 4  # output channels of a bottleneck per inner channel
 
 
 class PreActBottleneck(nn.Module):
-    """BN-ReLU-1x1, BN-ReLU-3x3 (strided), BN-ReLU-1x1, plus the input (a 1x1 convolution of it if shapes differ).
+    """Three times BN-ReLU-convolution (1x1, strided 3x3, 1x1), plus the input or a 1x1 convolution of it.
 
     Args:
         in_channels: channels of the input.
