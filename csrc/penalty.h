@@ -1,0 +1,266 @@
+// Scalar penalties: value, gradient and proximal operator of one number, in double precision, for CPU and CUDA.
+//
+// Sources: L1 soft and L0 hard thresholding; Lp: Marjanovic & Solo 2012; TL1: Zhang & Xin, CMS 15(2) 2017;
+// MCP: Zhang 2010, firm thresholding; SCAD: Fan & Li 2001.
+//
+// A loop over `prox_one` vectorises: selects instead of branches, and a fixed number of steps where an equation has to
+// be solved. Where the operator is continuous its result can be far smaller than the input; the thresholds are
+// therefore kept as unevaluated sums hi + lo, so that input - threshold is right to the last bit.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "simd.h"
+
+namespace slimfast {
+
+// The numbers are part of the ops' contract: Python and Triton use the same ones.
+enum class Kind : int64_t { NONE = 0, L0 = 1, L1 = 2, LP = 3, TL1 = 4, MCP = 5, SCAD = 6 };
+
+// Calls f(std::integral_constant<Kind, K>{}) for the K that `kind` names.
+template <class F>
+auto dispatch_kind(int64_t kind, F&& f) {
+  switch (static_cast<Kind>(kind)) {
+    case Kind::NONE: return f(std::integral_constant<Kind, Kind::NONE>{});
+    case Kind::L0: return f(std::integral_constant<Kind, Kind::L0>{});
+    case Kind::L1: return f(std::integral_constant<Kind, Kind::L1>{});
+    case Kind::LP: return f(std::integral_constant<Kind, Kind::LP>{});
+    case Kind::TL1: return f(std::integral_constant<Kind, Kind::TL1>{});
+    case Kind::MCP: return f(std::integral_constant<Kind, Kind::MCP>{});
+    case Kind::SCAD: return f(std::integral_constant<Kind, Kind::SCAD>{});
+  }
+  throw std::invalid_argument("kind: " + std::to_string(kind) + " is none of 0 to 6");
+}
+
+namespace detail {
+
+constexpr double INF = std::numeric_limits<double>::infinity();
+
+struct Pair {  // hi + lo, not added up
+  double hi, lo;
+};
+
+inline Pair product(double a, double b) {
+  const double hi = a * b;
+  return {hi, std::isfinite(hi) ? std::fma(a, b, -hi) : 0.0};
+}
+
+inline Pair sum(double a, Pair b) {
+  const double hi = a + b.hi, back = hi - a;
+  return {hi, ((a - (hi - back)) + (b.hi - back)) + b.lo};
+}
+
+inline Pair quotient(Pair a, double b) {
+  const double hi = a.hi / b;
+  return {hi, std::isfinite(hi) ? (std::fma(-hi, b, a.hi) + a.lo) / b : 0.0};
+}
+
+// libm's exp and log do not vectorise; these do. Relative error below 2e-16 on the stated range.
+SLIMFAST_HD inline double log_from_one(double v) {  // 1 <= v < inf
+  int64_t bits, exponent, mantissa;
+  std::memcpy(&bits, &v, 8);
+  exponent = static_cast<int64_t>(static_cast<uint64_t>(bits - 0x3fe6a09e667f3bcd) >> 52);  // v / 2^e in [sqrt(1/2), sqrt(2))
+  mantissa = bits - (exponent << 52);
+  exponent |= 0x4330000000000000;  // 2^52 + exponent as a double, without an integer conversion
+  double m, e;
+  std::memcpy(&m, &mantissa, 8);
+  std::memcpy(&e, &exponent, 8);
+  e -= 4503599627370496.0;
+  const double f = (m - 1) / (m + 1), s = f * f;
+  const double high = (((s * (1.0 / 21) + 1.0 / 19) * s + 1.0 / 17) * s + 1.0 / 15) * s + 1.0 / 13;
+  const double series = ((((high * s + 1.0 / 11) * s + 1.0 / 9) * s + 1.0 / 7) * s + 1.0 / 5) * s + 1.0 / 3;
+  return (e * 0x1.62e42fefa39efp-1 + (e * 0x1.abc9e3b39803fp-56 + 2 * f * s * series)) + 2 * f;
+}
+
+SLIMFAST_HD inline double exp_to_one(double x) {  // -708 <= x <= 0
+  const double shifted = x * 0x1.71547652b82fep0 + 6755399441055744.0, n = shifted - 6755399441055744.0;
+  const double r = (x - n * 0x1.62e42fee00000p-1) - n * 0x1.a39ef35793c76p-33;
+  int64_t bits;
+  std::memcpy(&bits, &shifted, 8);
+  bits = (bits << 52) + 0x3ff0000000000000;
+  double power;
+  std::memcpy(&power, &bits, 8);
+  const double high = (((r * (1.0 / 6227020800) + 1.0 / 479001600) * r + 1.0 / 39916800) * r + 1.0 / 3628800) * r + 1.0 / 362880;
+  const double middle = (((high * r + 1.0 / 40320) * r + 1.0 / 5040) * r + 1.0 / 720) * r + 1.0 / 120;
+  return power * (((((middle * r + 1.0 / 24) * r + 1.0 / 6) * r + 0.5) * r + 1) * r + 1);
+}
+
+}  // namespace detail
+
+// One proximal operator with its constants: prox_one<K>(x, make_prox(K, lam, shape, step)).
+struct Prox {
+  Kind kind;
+  double lam, shape, step;
+  double threshold;        // |x| up to here becomes 0
+  double shift, shift_lo;  // what a small |x| loses (TL1: the continuous threshold)
+  double knee, knee_lo;    // SCAD: |x| from which the second piece holds
+  double slope;            // MCP, SCAD: of the piece that leads back to the identity
+  double scale;            // Lp: the height of the jump
+};
+
+namespace detail {
+
+inline void set_lp(Prox& p, double weight) {
+  // The jump x solves x^(2-p) = 2 weight (1-p). The second line removes what rounding 2-p costs far from 1.
+  const double k = 1 - p.shape, power = 2 * weight * k;
+  p.scale = std::pow(power, 1 / (1 + k));
+  if (p.scale > 0 && std::isfinite(p.scale))
+    p.scale *= 1 + (power / p.scale * std::pow(p.scale, p.shape) / p.scale - 1) / (1 + k);
+  p.threshold = p.scale * ((1 + k) / (2 * k));
+}
+
+inline void set_tl1(Prox& p, Pair weight) {
+  const double a = p.shape, reach = 2 * weight.hi * (a + 1);
+  const Pair tau = sum(weight.hi, {quotient(weight, a).hi, quotient(weight, a).lo + weight.lo});
+  p.shift = tau.hi;
+  p.shift_lo = tau.lo;
+  p.threshold = reach <= a * a ? tau.hi : std::sqrt(reach) - a / 2;
+}
+
+inline void set_mcp(Prox& p, Pair weight) {
+  const double gamma = p.shape;
+  if (p.step < gamma) {
+    p.shift = p.threshold = weight.hi;
+    p.shift_lo = weight.lo;
+    p.slope = gamma / (gamma - p.step);
+  } else {
+    p.threshold = p.lam * std::sqrt(gamma * p.step);
+  }
+}
+
+inline void set_scad(Prox& p, Pair weight) {
+  const double a = p.shape;
+  if (weight.hi == 0) return;
+  if (p.step > a + 1) {
+    p.threshold = p.lam * std::sqrt(p.step * (a + 1));
+    return;
+  }
+  p.shift = p.threshold = weight.hi;
+  p.shift_lo = weight.lo;
+  if (p.step < a - 1) {
+    const Pair knee = sum(p.lam, weight);
+    p.knee = knee.hi;
+    p.knee_lo = knee.lo;
+    p.slope = (a - 1) / ((a - 1) - p.step);
+  } else {
+    p.knee = (a + 1 + p.step) * p.lam / 2;
+    p.slope = INF;
+  }
+}
+
+}  // namespace detail
+
+// The operator u -> argmin 0.5 (u - x)^2 + step * penalty(u); step * lam = 0 is the identity.
+inline Prox make_prox(int64_t kind, double lam, double shape, double step) {
+  Prox p{static_cast<Kind>(kind), lam, shape, step, 0, 0, 0, detail::INF, 0, 1, 0};
+  const detail::Pair weight = detail::product(step, lam);
+  switch (p.kind) {
+    case Kind::NONE: break;
+    case Kind::L0: p.threshold = std::sqrt(2 * weight.hi); break;
+    case Kind::L1: p.shift = p.threshold = weight.hi, p.shift_lo = weight.lo; break;
+    case Kind::LP: detail::set_lp(p, weight.hi); break;
+    case Kind::TL1: detail::set_tl1(p, weight); break;
+    case Kind::MCP: detail::set_mcp(p, weight); break;
+    case Kind::SCAD: detail::set_scad(p, weight); break;
+  }
+  return p;
+}
+
+namespace detail {
+
+// u + weight p u^(p-1) = z in units of the jump: v + beta v^-k = z / scale, k = 1 - p, beta = p / (2 k), v >= 1.
+// v is concave in z, so the tangent at the threshold is an upper start; three Halley steps then reach rounding for every p.
+SLIMFAST_HD inline double prox_lp(double z, const Prox& p) {
+  const double k = 1 - p.shape, beta = p.shape / (2 * k), target = z / p.scale;
+  const double tangent = 1 + (target - (1 + k) / (2 * k)) * (2 / (1 + k));
+  double v = target < tangent ? target : tangent, pull = 0;
+  v = v < 1e300 ? v : 1e300;
+  for (int i = 0; i < 3; ++i) {
+    const double w = beta * exp_to_one(-k * log_from_one(v > 1 ? v : 1)), f = (v - target) + w;
+    const double slope = 1 - k * w / v, bend = k * (1 + k) * w / (v * v);
+    const double delta = f / (slope - 0.5 * bend * f / slope);
+    pull = w + w * k * delta / v;  // w at v - delta: z - pull keeps the digits that v, far above 1, has lost
+    v -= delta;
+  }
+  return z - p.scale * pull;
+}
+
+// (u - z)(a + u)^2 + tau a^2 = 0, divided by y = a + z: U^3 + B U^2 + A U = R with all digits right near the threshold, where
+// U is small and the trigonometric form cancels. U^3 >= 2 s U^2 - s^2 U, so the quadratic with s in its place has its root
+// at or above U, with an error of about (s - U)^2: five of them reach rounding, next to the critical weight too.
+SLIMFAST_HD inline double prox_tl1(double z, const Prox& p) {
+  const double a = p.shape, y = 1 / (a + z), alpha = a * y, input = z * y;
+  const double A = alpha * ((a - 2 * z) * y), B = (2 * a - z) * y;
+  const double R = alpha * (alpha * (((z - p.shift) - p.shift_lo) * y));
+  double s = input - alpha * (alpha * (p.shift * y));
+  for (int i = 0; i < 5; ++i) {
+    const double P = B + 2 * s, Q = A - s * s, square = Q * Q + 4 * P * R;
+    const double root = std::sqrt(square > 0 ? square : 0);
+    s = Q > 0 ? 2 * R / (Q + root) : (root - Q) / (2 * P);
+  }
+  const double ratio = alpha / (alpha + s);
+  return 2 * s < input ? s * (a + z) : z - p.shift * (ratio * ratio);
+}
+
+}  // namespace detail
+
+// prox of one number. Never outside [0, x]; -0 becomes +0; NaN and infinities stay.
+template <Kind K>
+SLIMFAST_HD inline double prox_one(double x, const Prox& p) {
+  const double z = x < 0 ? -x : x;
+  double u = z;
+  if constexpr (K == Kind::L1 || K == Kind::MCP) u = ((z - p.shift) - p.shift_lo) * p.slope;
+  if constexpr (K == Kind::SCAD) {
+    const double soft = (z - p.shift) - p.shift_lo, back = p.lam + ((z - p.knee) - p.knee_lo) * p.slope;
+    u = z <= p.knee ? soft : back;
+  }
+  if constexpr (K == Kind::LP) u = detail::prox_lp(z, p);
+  if constexpr (K == Kind::TL1) u = detail::prox_tl1(z, p);
+  u = u < z ? u : z;
+  u = z > p.threshold && u > 0 ? u : 0;
+  return z < detail::INF ? (x < 0 ? 0.0 - u : u) : x;
+}
+
+// Derivative of the penalty at one number, 0 at 0.
+template <Kind K>
+SLIMFAST_HD inline double grad_one(double x, double lam, double shape) {
+  const double z = x < 0 ? -x : x;
+  double g = 0;
+  if constexpr (K == Kind::L1) g = lam;
+  if constexpr (K == Kind::LP) g = lam * shape * std::pow(z, shape - 1);
+  if constexpr (K == Kind::TL1) g = lam * (shape / (shape + z)) * ((shape + 1) / (shape + z));
+  if constexpr (K == Kind::MCP) g = lam - z / shape;
+  if constexpr (K == Kind::SCAD) g = z <= lam ? lam : (lam * shape - z) / (shape - 1);
+  g = g > 0 ? g : 0;
+  g = x < 0 ? 0.0 - g : g;
+  return x != x ? x : (z > 0 && lam > 0 ? g : 0);
+}
+
+// The penalty of one number.
+template <Kind K>
+SLIMFAST_HD inline double value_one(double x, double lam, double shape) {
+  const double z = x < 0 ? -x : x;
+  double value = 0;
+  if constexpr (K == Kind::L0) value = lam;
+  if constexpr (K == Kind::L1) value = lam * z;
+  if constexpr (K == Kind::LP) value = lam * std::pow(z, shape);
+  if constexpr (K == Kind::TL1) value = lam * (shape + 1) * (z < detail::INF ? z / (shape + z) : 1);
+  if constexpr (K == Kind::MCP) {
+    const double end = lam * shape, u = z < end ? z : end;
+    value = u * (lam - u / (2 * shape));
+  }
+  if constexpr (K == Kind::SCAD) {
+    const double rest = (shape - 1) * lam, beyond = z - lam, low = z < lam ? z : lam;
+    const double w = beyond > 0 ? (beyond < rest ? beyond : rest) : 0;
+    value = lam * low + w * (lam - w / (2 * (shape - 1)));
+  }
+  return x != x ? x : (z > 0 && lam > 0 ? value : 0);
+}
+
+}  // namespace slimfast

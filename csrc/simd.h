@@ -1,0 +1,16 @@
+// Marks for functions that both g++ and nvcc compile, and for loops that pick their vector width at run time.
+#pragma once
+
+#ifdef __CUDACC__
+#define SLIMFAST_HD __host__ __device__
+#else
+#define SLIMFAST_HD
+#endif
+
+// One binary for every x86 machine: the loader picks the widest version that the processor has. `flatten` pulls the
+// callees into each version; a callee left outside would be compiled for the oldest processor.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
+#define SLIMFAST_SIMD __attribute__((target_clones("avx512f", "avx2", "default"), flatten))
+#else
+#define SLIMFAST_SIMD
+#endif
