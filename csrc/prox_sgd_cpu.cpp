@@ -1,0 +1,138 @@
+// ProxSGD on the CPU: every parameter of a model in one pass over memory.
+#include "prox_sgd_op.h"
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+namespace slimfast {
+namespace {
+
+constexpr int64_t BLOCK = 1024;     // numbers that stay in the L1 cache while step and penalty work on them
+constexpr int64_t GRAIN = 1 << 21;  // numbers per thread: for less, waking a second thread costs more than it brings
+
+template <class T, bool HAS_MOMENTUM>
+inline void step_loop(T* __restrict p, const T* __restrict d, T* __restrict m, int64_t n, const SgdStep<T> s) {
+  for (int64_t i = 0; i < n; ++i) p[i] = s.template advance<HAS_MOMENTUM>(p[i], s.direction(p[i], d[i]), m + i);
+}
+
+template <class T>
+SLIMFAST_SIMD void step(T* p, const T* g, T* m, int64_t n, const SgdStep<T>& s) {
+  m ? step_loop<T, true>(p, g, m, n, s) : step_loop<T, false>(p, g, m, n, s);
+}
+
+template <class T, bool HAS_MOMENTUM>
+inline void advance_loop(T* __restrict p, const T* __restrict d, T* __restrict m, int64_t n, const SgdStep<T> s) {
+  for (int64_t i = 0; i < n; ++i) p[i] = s.template advance<HAS_MOMENTUM>(p[i], d[i], m + i);
+}
+
+template <class T>
+SLIMFAST_SIMD void advance(T* p, const T* d, T* m, int64_t n, const SgdStep<T>& s) {
+  m ? advance_loop<T, true>(p, d, m, n, s) : advance_loop<T, false>(p, d, m, n, s);
+}
+
+// d = direction + scale penalty'(p)
+template <Kind K, class T>
+SLIMFAST_SIMD void penalised_direction(const T* p, const T* g, T* __restrict d, int64_t n, const SgdStep<T>& step, const SgdGroup& h) {
+  const SgdStep<T> s = step;
+  const double lam = h.lam, shape = h.shape;
+  const T scale = static_cast<T>(h.subgradient_scale);
+  for (int64_t i = 0; i < n; ++i)
+    d[i] = std::fma(static_cast<T>(grad_one<K>(static_cast<double>(p[i]), lam, shape)), scale, s.direction(p[i], g[i]));
+}
+
+template <Kind K, class T>
+SLIMFAST_SIMD void shrink(T* p, int64_t n, const Prox& constants) {
+  const Prox c = constants;
+  for (int64_t i = 0; i < n; ++i) p[i] = static_cast<T>(prox_one<K>(static_cast<double>(p[i]), c));
+}
+
+template <class To, class From>
+SLIMFAST_SIMD void convert(To* __restrict to, const From* __restrict from, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<To>(from[i]);
+}
+
+// Calls f with a null pointer of the stored type.
+template <class F>
+void with_type(Number type, F&& f) {
+  switch (type) {
+    case Number::F32: return f(static_cast<float*>(nullptr));
+    case Number::F64: return f(static_cast<double*>(nullptr));
+    case Number::BF16: return f(static_cast<torch::headeronly::BFloat16*>(nullptr));
+    case Number::F16: return f(static_cast<torch::headeronly::Half*>(nullptr));
+  }
+}
+
+template <class T>
+constexpr Number OWN = std::is_same_v<T, double> ? Number::F64 : Number::F32;
+
+// A block of a stored array in the arithmetic's type: the memory itself if it has that type, else a converted copy.
+template <class T>
+T* load(const void* stored, Number type, int64_t begin, int64_t n, T* spare) {
+  if (type == OWN<T>) return static_cast<T*>(const_cast<void*>(stored)) + begin;
+  with_type(type, [&](auto* as) { convert(spare, static_cast<decltype(as)>(const_cast<void*>(stored)) + begin, n); });
+  return spare;
+}
+
+template <class T>
+void store(void* stored, Number type, int64_t begin, int64_t n, const T* block) {
+  if (type != OWN<T>)
+    with_type(type, [&](auto* as) { convert(static_cast<decltype(as)>(stored) + begin, block, n); });
+}
+
+template <class T>
+void run_tensor(const SgdTensor& t, const SgdGroup& h, int64_t begin, int64_t end) {
+  const SgdStep<T> constants(h);
+  const Prox prox = make_prox(h.kind, h.lam, h.shape, h.prox_step);
+  alignas(64) T spare[4][BLOCK];
+  for (int64_t i = begin; i < end; i += BLOCK) {
+    const int64_t n = std::min(BLOCK, end - i);
+    T* p = load(t.param, t.param_type, i, n, spare[0]);
+    const T* g = load(t.grad, t.grad_type, i, n, spare[1]);
+    T* m = t.momentum ? load(t.momentum, t.momentum_type, i, n, spare[2]) : nullptr;
+    if (h.has_subgradient()) {
+      dispatch_kind(h.kind, [&](auto K) { penalised_direction<K()>(p, g, spare[3], n, constants, h); });
+      advance(p, spare[3], m, n, constants);
+    } else {
+      step(p, g, m, n, constants);
+    }
+    if (h.has_prox()) dispatch_kind(h.kind, [&](auto K) { shrink<K()>(p, n, prox); });
+    store(t.param, t.param_type, i, n, p);
+    if (m) store(t.momentum, t.momentum_type, i, n, m);
+  }
+}
+
+void run_range(const SgdTensor* tensors, int64_t count, const SgdGroup* groups, int64_t begin, int64_t end) {
+  for (int64_t i = 0, start = 0; i < count && start < end; start += tensors[i++].numel) {
+    const SgdTensor& t = tensors[i];
+    const int64_t from = std::max<int64_t>(begin - start, 0), to = std::min(end - start, t.numel);
+    if (from >= to) continue;
+    if (t.param_type == Number::F64) run_tensor<double>(t, groups[t.group], from, to);
+    else run_tensor<float>(t, groups[t.group], from, to);
+  }
+}
+
+void prox_sgd_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> momentum_buffers,
+               std::vector<int64_t> group, std::vector<double> lr, std::vector<double> momentum,
+               std::vector<double> dampening, std::vector<double> weight_decay, std::vector<bool> nesterov,
+               std::vector<bool> maximize, std::vector<bool> first_step, std::vector<int64_t> kind,
+               std::vector<double> lam, std::vector<double> shape, std::vector<double> prox_step,
+               std::vector<double> subgradient_scale) {
+  const auto groups = sgd_groups(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step, kind, lam, shape,
+                                 prox_step, subgradient_scale);
+  SgdTensors tensors(params, grads, momentum_buffers, group, groups);
+  slimfast_prox_sgd_cpu(tensors.table.data(), tensors.table.size(), groups.data());
+  tensors.copy_back();
+}
+
+}  // namespace
+}  // namespace slimfast
+
+void slimfast_prox_sgd_cpu(const slimfast::SgdTensor* tensors, int64_t count, const slimfast::SgdGroup* groups) {
+  int64_t total = 0;
+  for (int64_t i = 0; i < count; ++i) total += tensors[i].numel;
+  torch::stable::parallel_for(0, total, slimfast::GRAIN, [&](int64_t begin, int64_t end) {
+    slimfast::run_range(tensors, count, groups, begin, end);
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(slimfast, CPU, m) { m.impl("prox_sgd_", TORCH_BOX(&slimfast::prox_sgd_)); }
