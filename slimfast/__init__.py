@@ -1,1 +1,4 @@
-"""slimfast: train convolutional networks to exact zeros, remove them without changing outputs, run the rest fast."""
+"""Train convolutional networks to exact zeros, remove them without changing outputs, run the rest fast."""
+
+from slimfast.graph import GraphError as GraphError
+from slimfast.pruning import prune as prune

@@ -1,0 +1,88 @@
+"""Builds the rewritten graph: copies calls, inserts selections, placements and shifts for their readers."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+
+from slimfast.graph.channels import Call, Value
+from slimfast.nn import ChannelBias, ChannelPlace, ChannelSelect, ShapeCarrier
+
+
+class Builder:
+    """A new graph over the modules of a traced one, which the rules narrow as they go.
+
+    Inserted modules are named after the call that asked for them and shared by calls that ask for the same.
+    """
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        self.root = traced
+        self.graph = fx.Graph()
+        self._label = ""
+        self._like = torch.empty(0)
+        self._names = {name for name, _ in traced.named_modules(remove_duplicate=False)}
+        self._inserted: dict[tuple[object, ...], fx.Node] = {}
+
+    def begin(self, call: Call) -> None:
+        """What is inserted from now on is named after `call`, and has the type of its tensors."""
+        self._label = str(call.node.target) if call.node.op == "call_module" else call.node.name
+        meta = next((c.node.meta for c in [call, *call.inputs] if "dtype" in c.node.meta), {})
+        self._like = torch.empty(0, dtype=meta.get("dtype"), device=meta.get("device"))
+
+    def copy(self, call: Call, inputs: dict[fx.Node, fx.Node]) -> fx.Node:
+        """The call as it was, reading other nodes."""
+        return self.graph.node_copy(call.node, lambda node: inputs[node])
+
+    def place(self, value: Value, channels: Tensor) -> tuple[fx.Node, Tensor]:
+        """A node with exactly these channels, and the offsets still to be added to them, float64 [K]."""
+        read = value.held & channels
+        node = value.node if torch.equal(read, value.held) else self._select(value, read)
+        offset = value.offset[channels]
+        if torch.equal(read, channels):
+            return node, offset
+        index = read[channels].nonzero().flatten()
+        fill = offset.to(self._like)
+        key = ("place", node, *index.tolist(), *offset.tolist())
+        module = lambda: ChannelPlace(index.to(self._like.device), fill)  # noqa: E731
+        return self._insert("place", key, node, module), torch.zeros_like(offset)
+
+    def whole(self, value: Value) -> fx.Node:
+        """A node with every channel of the tensor, as the original graph computed it."""
+        node, offset = self.place(value, torch.ones_like(value.held))
+        return self._shift(node, offset)
+
+    def settled(self, value: Value) -> fx.Node:
+        """A node with the held channels, offsets added."""
+        return self._shift(value.node, value.offset[value.held])
+
+    def carrier(self, value: Value) -> fx.Node:
+        """A node of one channel with the tensor's other sizes."""
+        return value.node if value.carrier else self.insert_carrier(value.node, ShapeCarrier())
+
+    def insert_carrier(self, node: fx.Node, module: ShapeCarrier) -> fx.Node:
+        return self._insert("shape", ("shape", node, module.extra_repr()), node, lambda: module)
+
+    def _select(self, value: Value, read: Tensor) -> fx.Node:
+        if not read.any():
+            return value.node  # its contents do not matter
+        index = read[value.held].nonzero().flatten().to(self._like.device)
+        key = ("select", value.node, *index.tolist())
+        return self._insert("select", key, value.node, lambda: ChannelSelect(index))
+
+    def _shift(self, node: fx.Node, offset: Tensor) -> fx.Node:
+        if not offset.any():
+            return node
+        bias = offset.to(self._like)
+        return self._insert("shift", ("shift", node, *offset.tolist()), node, lambda: ChannelBias(bias))
+
+    def _insert(
+        self, suffix: str, key: tuple[object, ...], node: fx.Node, module: Callable[[], nn.Module]
+    ) -> fx.Node:
+        if key not in self._inserted:
+            name = f"{self._label}_{suffix}"
+            while name in self._names:
+                name += "_"
+            self._names.add(name)
+            self.root.add_submodule(name, module().train(self.root.training))
+            self._inserted[key] = self.graph.call_module(name, (node,))
+        return self._inserted[key]

@@ -1,0 +1,143 @@
+"""From a model to a graph that can be analysed: a traced copy, free of in-place operations, with sizes."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from slimfast.graph.errors import GraphError
+from slimfast.graph.outofplace import make_out_of_place
+
+_DROPOUT = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}
+
+
+def trace(model: nn.Module, example_inputs: object) -> fx.GraphModule:
+    """A graph of `model` over copies of its modules; the model itself is left as it was.
+
+    Modules of torch.nn and slimfast.nn are leaves, with the names they have in the model. In-place operations
+    are replaced by their plain forms. Every node that is a tensor has its sizes in `node.meta["shape"]`.
+
+    Args:
+        model: traced in eval mode; each module of the result is in the mode that it has in the model.
+        example_inputs: a tensor, or a tuple or list of the arguments of `model.forward`.
+
+    Raises:
+        GraphError: torch.fx cannot follow the model, it writes into a tensor, or it fails on the example
+            inputs.
+
+    Source: Reed et al., "torch.fx: Practical Program Capture and Transformation for Deep Learning in Python",
+    2022.
+    """
+    traced = symbolic(model)
+    record_shapes(traced, example_inputs)
+    make_out_of_place(traced)
+    return traced
+
+
+def symbolic(model: nn.Module) -> fx.GraphModule:
+    """The graph of `model` as it stands, in-place operations included, without sizes. Raises GraphError."""
+    own = copy.deepcopy(model)
+    with evaluating(own):
+        try:
+            graph = _Tracer().trace(own)
+        except Exception as error:  # runs the user's forward, which may fail in any way
+            raise GraphError(f"torch.fx cannot trace {type(model).__name__}: {one_line(error)}") from error
+    traced = assemble(own, graph)
+    _follow_mode(traced)
+    return traced
+
+
+def assemble(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """`graph` over those modules of `root` that it calls, each in the mode it is in."""
+    modes = {name: module.training for name, module in root.named_modules(remove_duplicate=False)}
+    result = fx.GraphModule(root, graph, class_name=type(root).__name__)
+    result.graph.eliminate_dead_code()
+    result.delete_all_unused_submodules()
+    result.recompile()
+    for name, module in result.named_modules(remove_duplicate=False):
+        module.training = modes.get(name, root.training)
+    return result
+
+
+def record_shapes(traced: fx.GraphModule, example_inputs: object) -> None:
+    """Runs the graph once in eval mode and writes `node.meta["shape"]`, a tuple of int, for every tensor."""
+    arguments = as_arguments(example_inputs)
+    with evaluating(traced), torch.no_grad():
+        try:
+            _ShapeRecorder(traced).run(*arguments)
+        except Exception as error:  # runs the user's operations
+            name, sizes = type(traced).__name__, _shapes(arguments)
+            raise GraphError(f"{name} fails on example_inputs of shape {sizes}: {one_line(error)}") from error
+
+
+def as_arguments(example_inputs: object) -> tuple[Any, ...]:
+    """The arguments of one forward call: a tuple or list as it is, anything else as the only one."""
+    return tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block, whatever `train` may be overridden to do; then each module as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def one_line(error: Exception) -> str:
+    """The first line of an exception's message, or its type when it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m.__module__.startswith("slimfast.nn.") or super().is_leaf_module(m, module_qualified_name)
+
+
+class _ShapeRecorder(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta.update(shape=tuple(result.shape), dtype=result.dtype, device=result.device)
+        return result
+
+
+def _shapes(arguments: tuple[Any, ...]) -> str:
+    return ", ".join(str(list(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in arguments)
+
+
+def _follow_mode(traced: fx.GraphModule) -> None:
+    """Turns functional dropout that is off in eval mode into modules: its flag was frozen by tracing."""
+    for node in list(traced.graph.nodes):
+        if node.op != "call_function" or node.target not in _DROPOUT:
+            continue
+        x, p, training = _dropout_arguments(*node.args, **node.kwargs)
+        if training:
+            continue  # on in eval mode too, so it is meant to be on always
+        traced.add_submodule(node.name, _DROPOUT[node.target](p).train(traced.training))
+        with traced.graph.inserting_before(node):
+            node.replace_all_uses_with(traced.graph.call_module(node.name, (x,)))
+        traced.graph.erase_node(node)
+    traced.recompile()
+
+
+def _dropout_arguments(
+    input: fx.Node, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> tuple[fx.Node, float, bool]:
+    del inplace
+    return input, p, training
