@@ -1,0 +1,21 @@
+"""Launches a kernel ``(x_ptr, out_ptr, n, *scalars, KIND, BLOCK)`` over every element of a tensor, whatever its strides."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+
+def launch(kernel: Callable[..., Any], x: Tensor, kind: int, *scalars: float) -> Tensor:
+    """Runs over memory in its own order: a result laid out like x where x is dense, else a dense copy computed in place."""
+    out = torch.empty_like(x)
+    source = x if x.stride() == out.stride() else out.copy_(x)
+    block = 1024
+    if x.numel():
+        with torch.cuda.device_of(x):
+            kernel[(triton.cdiv(x.numel(), block),)](
+                source, out, x.numel(), *scalars, KIND=int(kind), BLOCK=block
+            )
+    return out

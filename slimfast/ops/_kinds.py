@@ -1,0 +1,46 @@
+"""What the penalty ops share: the kinds, checks of their arguments, complex numbers as pairs."""
+
+import math
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+
+class Kind(IntEnum):
+    """Scalar penalties; the numbers are those of ``csrc/penalty.h`` and ``kernels/penalty.py``."""
+
+    NONE = 0
+    L0 = 1
+    L1 = 2
+    LP = 3
+    TL1 = 4
+    MCP = 5
+    SCAD = 6
+
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise ValueError(f"kind: {value} is none of 0 to {max(cls)}")
+
+
+def check_tensor(x: Tensor) -> None:
+    """Raises TypeError unless x is a floating-point or complex tensor."""
+    if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x: {got} is not a floating-point or complex tensor")
+
+
+def check_number(name: str, value: float) -> None:
+    """Raises ValueError unless the number is finite and not negative."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}: {value} is not a finite number >= 0")
+
+
+def real_pairs(x: Tensor) -> Tensor:
+    """Complex numbers as [..., 2] real and imaginary parts, real ones as they are."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+
+
+def rounded_like(x: Tensor, wide: Tensor) -> Tensor:
+    """A float64 result in x's dtype and memory layout, as torch's elementwise ops lay it out."""
+    return torch.empty_like(x).copy_(wide)
