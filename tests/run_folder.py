@@ -28,6 +28,10 @@ def summary() -> dict[str, Any]:
         }
         for name, (before, after) in WIDTHS.items()
     ]
+    layers += [
+        row | {"name": row["name"] + ".norm", "kind": "BatchNorm2d", "macs_before": 0, "macs_after": 0}
+        for row in layers
+    ]
     layers.append(
         {
             "name": "classifier",
@@ -74,21 +78,21 @@ def summary() -> dict[str, Any]:
     }
 
 
-def epochs(stages: dict[str, int] | None = None) -> list[dict[str, Any]]:
+def epochs(trained: dict[str, int] | None = None) -> list[dict[str, Any]]:
     """metrics.jsonl, line by line."""
     random.seed(1)
     lines = []
-    for stage, last in (stages or {"dense": 24, "sparse": 8, "finetune": 16}).items():
+    for stage, last in (trained or {"dense": 24, "sparse": 8, "finetune": 16}).items():
         lines += [_epoch(stage, epoch, last) for epoch in range(1, last + 1)]
     return lines
 
 
-def write_run(folder: Path, *, stages: dict[str, int] | None = None, **changed: Any) -> Path:
+def write_run(folder: Path, *, trained: dict[str, int] | None = None, **changed: Any) -> Path:
     """Writes the folder; `changed` replaces keys of the summary, None removes them."""
     folder.mkdir(parents=True, exist_ok=True)
     found = {key: value for key, value in (summary() | changed).items() if value is not None}
     (folder / "summary.json").write_text(json.dumps(found))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in epochs(stages)))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in epochs(trained)))
     (folder / "recipe.toml").write_text(
         'name = "demo"\nseed = 0\n\n[sparse]\nepochs = 8\npenalty = { kind = "TL1", a = 0.5, lam = 0.0015 }\n'
     )

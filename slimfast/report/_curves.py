@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from slimfast.report import _text
 from slimfast.report._run import STAGE_NAMES, Epoch, Run, thin
-from slimfast.report._svg import Canvas, Scale, linear, ticks
+from slimfast.report._svg import Canvas, Scale, linear, rounded, ticks
 
 Line = list[tuple[int, Epoch]]  # (epochs trained so far, that epoch)
 
@@ -54,11 +54,11 @@ def draw(run: Run, chart: Chart, width: float) -> Markup:
     lines = _lines(run)
     numbers = [value for _, line in lines for _, epoch in line for value in chart.values(epoch)] or [0.0]
     low, high = 0.0 if chart.from_zero else min(numbers), max(numbers)
-    high = high if high > low else low + 1
+    high, marks = rounded(low, high if high > low else low + 1, 4)
     last = max(line[-1][0] for _, line in lines)
     x, y = linear(0, last, left, width - 4), linear(low, high, base, 8)
     canvas = Canvas(width, base + 22, f"{chart.heading} over the epochs")
-    for tick in ticks(low, high, 4):
+    for tick in marks:
         canvas.line(left, y(tick), width, y(tick), "grid")
         canvas.text(left - 8, y(tick) + 4, _tick(chart, tick), "small", anchor="end")
     for tick in ticks(0, last, 6):

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from slimfast.report import _text
 from slimfast.report._run import STAGE_NAMES, Epoch, thin
-from slimfast.report._svg import Canvas, Scale, cell, linear
+from slimfast.report._svg import Canvas, Scale, cell, linear, ticks
 
 LEFT, TOP, HEAT, GAP, BAND = 46.0, 30.0, 200.0, 30.0, 64.0
 HEAT_BOTTOM = TOP + HEAT
@@ -19,16 +19,16 @@ SHADES = 8
 def gammas(epochs: Sequence[Epoch], width: float) -> Markup:
     """Above, how many scales lie at which |gamma|; below, the share that is exactly zero."""
     canvas = Canvas(width, BASE + 26, "Distribution of |gamma| over the epochs")
-    shown = thin(list(enumerate(epochs, start=1)))
+    shown = thin(epochs)
     x = linear(0, len(shown), LEFT, width)
-    _heat(canvas, [epoch for _, epoch in shown], x, width)
-    _zeros(canvas, [epoch for _, epoch in shown], x, width)
-    _stage_heads(canvas, [epoch for _, epoch in shown], x)
+    _heat(canvas, shown, x, width)
+    _zeros(canvas, shown, x, width)
+    _stage_heads(canvas, shown, x)
     canvas.text(0, BASE + 18, "epoch", "small")
-    every = math.ceil(28 / (x(1) - x(0)))
-    for index, (number, _) in enumerate(shown):
-        if index % every == every - 1 or every == 1:
-            canvas.text((x(index) + x(index + 1)) / 2, BASE + 18, str(number), "small", anchor="middle")
+    along = linear(0.5, len(epochs) + 0.5, LEFT, width)
+    for number in ticks(0, len(epochs), round(width / 40)):
+        if number >= 1 and number == int(number):
+            canvas.text(along(number), BASE + 18, f"{number:.0f}", "small", anchor="middle")
     return canvas.markup()
 
 
@@ -41,7 +41,7 @@ def _heat(canvas: Canvas, shown: Sequence[Epoch], x: Scale, width: float) -> Non
         at = height(math.log10(value))
         canvas.line(LEFT, at, width, at, "grid")
         canvas.text(LEFT - 8, at + 4, f"{value:g}", "small", anchor="end")
-    canvas.text(LEFT - 8, TOP - 7, "|γ|", "small", anchor="end")
+    canvas.text(0, TOP - 16, "|γ|", "small")
     most, shades = max(n for _, _, n in filled), defaultdict(list)
     for index, epoch in enumerate(shown):
         for bottom, top, n in epoch.gamma.bins():

@@ -92,6 +92,14 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     return [index * step for index in range(first, last + 1)]
 
 
+def rounded(low: float, high: float, about: int) -> tuple[float, list[float]]:
+    """The end of an axis moved up to a round number, and the axis' ticks."""
+    found = ticks(low, high, about)
+    if len(found) > 1 and found[-1] < high:
+        found.append(2 * found[-1] - found[-2])
+    return max(high, found[-1]), found
+
+
 def cell(x: float, y: float, width: float, height: float) -> str:
     """Path commands of a rectangle: one path of many is a fraction of as many elements."""
     return f"M{_number(x)} {_number(y)}h{_number(width)}v{_number(height)}h{_number(-width)}z"

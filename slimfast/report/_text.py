@@ -52,6 +52,8 @@ def milliseconds(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """194.2 -> 3 min 14 s"""
+    if seconds < 10:
+        return f"{seconds:.1f}{NBSP}s"
     whole = round(seconds)
     if whole < 120:
         return f"{whole}{NBSP}s"
@@ -67,9 +69,9 @@ def share_removed(before: float, after: float) -> str:
 
 
 def speed(before_ms: float, after_ms: float) -> str:
-    """(8.1, 2.6) -> 3.1 times faster; a loss is called one."""
+    """(8.1, 2.6) -> 3.1× faster; a loss is called one."""
     ratio = before_ms / after_ms
-    return f"{ratio:.1f} times faster" if ratio >= 1 else f"{1 / ratio:.1f} times slower"
+    return f"{ratio:.1f}× faster" if ratio >= 1 else f"{1 / ratio:.1f}× slower"
 
 
 def median(values: Sequence[float]) -> float:

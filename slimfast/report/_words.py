@@ -78,7 +78,7 @@ def story(run: Run) -> str:
         trained = f"After {_epochs(len(sparse))} of sparse training"
         told.append(f"{trained}, {share} of the BatchNorm scales were exactly zero.")
     if s.max_abs_output_difference is not None:
-        told.append(f"Removing those channels changed {_change(s)}.")
+        told.append(f"{_removal(s)} changed {_change(s)}.")
     if tuned:
         told.append(f"Fine-tuning took {_epochs(len(tuned))} more.")
     if dense and sparse:
@@ -86,13 +86,21 @@ def story(run: Run) -> str:
     return " ".join(told)
 
 
+def _removal(s: Summary) -> str:
+    if s.channels_total is None or s.channels_kept is None:
+        return "Pruning"
+    return f"Removing {_plural(s.channels_total - s.channels_kept, 'channel')}"
+
+
 def _change(s: Summary) -> str:
-    """What the surgery did to the outputs and, where it was counted, to the predictions."""
-    outputs = f"no output by more than {_text.scientific(s.max_abs_output_difference or 0.0)}"
+    """What the surgery did to the outputs and, where they were counted, to the predictions."""
+    moved = f"no output by more than {_text.scientific(s.max_abs_output_difference or 0.0)}"
     if s.predictions_changed is None:
-        return outputs
-    pictures = "no picture" if s.predictions_changed == 0 else _plural(s.predictions_changed, "picture")
-    return f"{outputs} and the prediction of {pictures}"
+        return moved
+    predictions = (
+        "no prediction" if s.predictions_changed == 0 else _plural(s.predictions_changed, "prediction")
+    )
+    return f"{predictions}, and {moved}"
 
 
 def gamma_heading(run: Run) -> str:

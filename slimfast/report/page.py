@@ -52,7 +52,7 @@ def _words_of(run: Run) -> dict[str, Any]:
         "gamma_heading": _words.gamma_heading(run),
         "latency_note": _words.latency_note(run.summary),
         "facts": _words.facts(run),
-        "command": "slimfast run recipe.toml --out again    # from this folder",
+        "command": "slimfast run recipe.toml --out again",
         "validated": any(epoch.validation_accuracy is not None for epoch in run.epochs),
         "stages": [
             (stage, name, STAGE_COLOURS[stage]) for stage, name in STAGE_NAMES.items() if run.stage(stage)
@@ -62,7 +62,7 @@ def _words_of(run: Run) -> dict[str, Any]:
 
 def _figures_of(run: Run) -> dict[str, Any]:
     """Functions of the width; None where the run has nothing to draw."""
-    s, layers = run.summary, convolutions(run.summary.layers)
+    s, layers = run.summary, silhouette(run.summary.layers)
     epochs = run.slim() or run.epochs
     return {
         "layers": layers,
@@ -75,9 +75,11 @@ def _figures_of(run: Run) -> dict[str, Any]:
     }
 
 
-def convolutions(layers: list[Layer]) -> list[Layer]:
-    """The layers that make the network's silhouette: the classifier's outputs are classes, not channels."""
-    return [layer for layer in layers if "conv" in layer.kind.lower() and layer.channels_before]
+def silhouette(layers: list[Layer]) -> list[Layer]:
+    """The layers whose channels add up to the totals: BatchNorms; without any, convolutions."""
+    found = [layer for layer in layers if layer.channels_before]
+    norms = [layer for layer in found if "batchnorm" in layer.kind.lower()]
+    return norms or [layer for layer in found if "conv" in layer.kind.lower()]
 
 
 def _style() -> Markup:
