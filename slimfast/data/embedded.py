@@ -1,7 +1,7 @@
 """fashion-mini: a class-balanced cut of Fashion-MNIST inside the package (MIT, embedded/LICENSE.txt).
 
 12,000 training and 4,000 test pictures, 28x28 grey: the first 1,200 and 400 of each class.
-``make_embedded.py`` made the sheets: 100 pictures per row, all of one class before the next, which compresses best.
+``make_embedded.py`` made the sheets: 100 pictures per row, class after class, which compresses best.
 """
 
 import io

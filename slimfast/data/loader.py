@@ -164,16 +164,19 @@ class TorchLoader:
         """
         require_count("epoch", epoch, least=0)
         if isinstance(self.dataloader.generator, torch.Generator):
-            self.dataloader.generator.set_state(generator(self.seed, epoch).get_state())
+            self.dataloader.generator.manual_seed(generator(self.seed, epoch).initial_seed())
         if isinstance(self.dataloader.sampler, DistributedSampler):
             self.dataloader.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.dataloader:
-            if not (isinstance(batch, list | tuple) and [type(part) for part in batch] == [Tensor, Tensor]):
-                raise TypeError(
-                    f"a batch must be a pair of tensors (images, labels), got {type(batch).__name__}"
-                )
-            images, labels = batch
+            images, labels = _pair(batch)
             images = images.to(self.device, non_blocking=True, memory_format=self._format)
             yield images, labels.to(self.device, non_blocking=True)
+
+
+def _pair(batch: object) -> tuple[Tensor, Tensor]:
+    match batch:
+        case [Tensor() as images, Tensor() as labels]:
+            return images, labels
+    raise TypeError(f"a batch must be a pair of tensors (images, labels), got {type(batch).__name__}")
