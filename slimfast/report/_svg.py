@@ -41,14 +41,13 @@ class Canvas:
         element.text = content
 
     def curve(self, points: Iterable[Point], css: str) -> None:
-        """A polyline with a gap wherever a coordinate is not finite (a diverged run)."""
+        """A polyline with gaps where a coordinate is not finite (a diverged run); a lone point is a dot."""
         commands, pen = [], "M"
         for x, y in points:
-            if math.isfinite(x) and math.isfinite(y):
-                commands.append(f"{pen}{_number(x)} {_number(y)}")
-                pen = "L"
-            else:
-                pen = "M"
+            finite = math.isfinite(x) and math.isfinite(y)
+            if finite:
+                commands.append(f"{pen}{_number(x)} {_number(y)}" + ("h0" if pen == "M" else ""))
+            pen = "L" if finite else "M"
         if commands:
             self.path("".join(commands), css)
 
