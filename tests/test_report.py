@@ -1,4 +1,4 @@
-"""The report says what the run folder says, in one file that needs nothing else, whatever the run has reached."""
+"""The report says what the run folder says, in one file that needs nothing else, however far the run got."""
 
 import json
 import re
