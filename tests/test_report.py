@@ -117,7 +117,16 @@ def test_figures_carry_exact_values_as_titles(complete: Path) -> None:
     [
         (["layers"], {"network"}),
         (["latency", "dense_ms", "deployed_ms"], {"latency"}),
-        (["dense_accuracy", "sparse_accuracy", "pruned_accuracy", "finetuned_accuracy"], {"accuracy"}),
+        (
+            [
+                "dense_accuracy",
+                "sparse_accuracy",
+                "pruned_accuracy",
+                "finetuned_accuracy",
+                "deployed_accuracy",
+            ],
+            {"accuracy"},
+        ),
         (["channels_kept", "max_abs_output_difference", "predictions_changed"], set()),
         (
             ["test_pictures", "batch", "dense_memory_format", "cpu", "threads", "torch", "seed", "stages"],
@@ -163,7 +172,7 @@ def test_all_scales_zero_and_none_zero(tmp_path: Path) -> None:
     lines = run_folder.epochs({"sparse": 2})
     lines[0]["zeros"] = 0
     lines[1]["zeros"], lines[1]["gamma"]["counts"] = lines[1]["channels"], [0] * 40
-    folder = run_folder.write_run(tmp_path)
+    folder = run_folder.write_run(tmp_path, zeros_before_prune=None)
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     page = Page(report.write(folder))
     assert "672 become exactly zero, 0 survive" in page.text

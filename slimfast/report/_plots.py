@@ -66,6 +66,7 @@ def stage_accuracies(summary: Summary) -> list[tuple[str, float, str]]:
         ("Sparse", summary.sparse_accuracy, "sparse"),
         ("Pruned", summary.pruned_accuracy, "pruned"),
         ("Fine-tuned", summary.finetuned_accuracy, "finetune"),
+        ("Deployed", summary.deployed_accuracy, "finetune"),
     )
     return [(name, value, css) for name, value, css in stages if value is not None]
 

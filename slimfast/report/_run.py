@@ -74,16 +74,21 @@ class Summary(BaseModel):
     seed: int | None = None
     threads: int | None = None
     torch: str | None = None
+    python: str | None = None
     cpu: str | None = None
+    gpu: str | None = None
     batch: int | None = None
+    dtype: str | None = None
     test_pictures: int | None = Field(None, gt=0)
     dense_memory_format: str | None = None
     dense_accuracy: Fraction = Field(None, ge=0, le=1)
     sparse_accuracy: Fraction = Field(None, ge=0, le=1)
     pruned_accuracy: Fraction = Field(None, ge=0, le=1)
     finetuned_accuracy: Fraction = Field(None, ge=0, le=1)
+    deployed_accuracy: Fraction = Field(None, ge=0, le=1)
     max_abs_output_difference: float | None = None
     predictions_changed: int | None = None
+    zeros_before_prune: int | None = None
     channels_total: int | None = None
     channels_kept: int | None = None
     params_before: int | None = None
@@ -108,6 +113,13 @@ class Run(BaseModel):
     def stage(self, name: str) -> list[Epoch]:
         """The epochs of one stage, in order."""
         return [epoch for epoch in self.epochs if epoch.stage == name]
+
+    def zeros(self) -> tuple[int, int] | None:
+        """(exactly zero, all) BatchNorm scales at the end of sparse training."""
+        sparse, s = self.stage("sparse"), self.summary
+        if s.zeros_before_prune is not None and s.channels_total:
+            return s.zeros_before_prune, s.channels_total
+        return (sparse[-1].zeros, sparse[-1].channels) if sparse and sparse[-1].channels else None
 
     def slim(self) -> list[Epoch]:
         """The epochs of the network that is being pruned: sparse training, then fine-tuning."""

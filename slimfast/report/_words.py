@@ -63,7 +63,8 @@ def headline(run: Run) -> str:
 
 def _final_accuracy(s: Summary) -> float | None:
     """Of the latest stage that the run has reached."""
-    stages = (s.finetuned_accuracy, s.pruned_accuracy, s.sparse_accuracy, s.dense_accuracy)
+    pruned = (s.deployed_accuracy, s.finetuned_accuracy, s.pruned_accuracy)
+    stages = (*pruned, s.sparse_accuracy, s.dense_accuracy)
     return next((accuracy for accuracy in stages if accuracy is not None), None)
 
 
@@ -72,9 +73,8 @@ def story(run: Run) -> str:
     sparse, tuned, dense = run.stage("sparse"), run.stage("finetune"), run.stage("dense")
     s = run.summary
     told = []
-    if sparse:
-        last = sparse[-1]
-        share = _text.percent(last.zeros / last.channels, 1) if last.channels else "none"
+    if sparse and (found := run.zeros()):
+        share = _text.percent(found[0] / found[1], 1)
         trained = f"After {_epochs(len(sparse))} of sparse training"
         told.append(f"{trained}, {share} of the BatchNorm scales were exactly zero.")
     if s.max_abs_output_difference is not None:
@@ -105,11 +105,10 @@ def _change(s: Summary) -> str:
 
 def gamma_heading(run: Run) -> str:
     """What the heat map shows, as a finding where there is one."""
-    sparse = run.stage("sparse")
-    if not sparse or not sparse[-1].zeros:
+    zeros, total = run.zeros() or (0, 0)
+    if not zeros:
         return "The scales over the epochs"
-    zeros, alive = sparse[-1].zeros, sparse[-1].channels - sparse[-1].zeros
-    return f"The scales split: {_text.count(zeros)} become exactly zero, {_text.count(alive)} survive"
+    return f"The scales split: {_text.count(zeros)} become exactly zero, {_text.count(total - zeros)} survive"
 
 
 def latency_note(summary: Summary) -> str:
@@ -117,7 +116,8 @@ def latency_note(summary: Summary) -> str:
     runs = min((len(values) for values in summary.latency.values() if values), default=0)
     told = [f"{runs} interleaved runs each, one dot per run, the median as a bar."]
     if summary.batch:
-        told.append(f"A batch is {_plural(summary.batch, 'picture')}.")
+        dtype = f" in {summary.dtype}" if summary.dtype else ""
+        told.append(f"A batch is {_plural(summary.batch, 'picture')}{dtype}.")
     if summary.dense_memory_format:
         told.append(f"Dense runs in its faster memory format, {summary.dense_memory_format}.")
     return " ".join(told)
@@ -129,8 +129,10 @@ def facts(run: Run) -> list[tuple[str, str]]:
     stages = " · ".join(f"{stage} {_text.duration(seconds)}" for stage, seconds in s.stages.items())
     rows = (
         ("Processor", s.cpu),
+        ("GPU", s.gpu),
         ("Threads", s.threads),
         ("PyTorch", s.torch),
+        ("Python", s.python),
         ("Seed", s.seed),
         ("Time taken", stages or None),
     )
