@@ -35,7 +35,7 @@ def shrink(traced: fx.GraphModule, retained: Mapping[str, Tensor]) -> fx.GraphMo
             builder.begin(call)
             call.value = rule.emit(call, builder)
     builder.graph.lint()
-    return assemble(traced, builder.graph)
+    return assemble(traced, builder.graph, type(traced).__name__)
 
 
 def _forward(

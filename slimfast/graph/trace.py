@@ -53,20 +53,20 @@ def symbolic(model: nn.Module) -> fx.GraphModule:
             graph = _Tracer().trace(own)
         except Exception as error:  # runs the user's forward, which may fail in any way
             raise GraphError(f"torch.fx cannot trace {type(model).__name__}: {one_line(error)}") from error
-    traced = assemble(own, graph)
+    traced = assemble(own, graph, type(model).__name__)
     _follow_mode(traced)
     return traced
 
 
-def assemble(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """`graph` over those modules of `root` that it calls, each in the mode it is in."""
-    modes = {name: module.training for name, module in root.named_modules(remove_duplicate=False)}
-    result = fx.GraphModule(root, graph, class_name=type(root).__name__)
+def assemble(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
+    """`graph` over those modules of `root` that it calls, in their modes; its class is called `name`."""
+    modes = {path: module.training for path, module in root.named_modules(remove_duplicate=False)}
+    result = fx.GraphModule(root, graph, class_name=name)
     result.graph.eliminate_dead_code()
     result.delete_all_unused_submodules()
     result.recompile()
-    for name, module in result.named_modules(remove_duplicate=False):
-        module.training = modes.get(name, root.training)
+    for path, module in result.named_modules(remove_duplicate=False):
+        module.training = modes.get(path, root.training)
     return result
 
 
