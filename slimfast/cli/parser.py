@@ -1,0 +1,168 @@
+"""Arguments and help texts; imports nothing heavy, so that --help and a typo answer at once."""
+
+import argparse
+import math
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a mistake instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``slimfast``; ``command`` in its result is the subcommand's name."""
+    parser = _Parser(
+        prog="slimfast",
+        description="Train a CNN to exact zeros, remove them without a change in its outputs, run it fast.",
+        epilog="start here:  slimfast run recipes/demo.toml --out runs/demo",
+    )
+    parser.add_argument("--version", action="version", version=f"slimfast {version('slimfast')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_training(commands)
+    _add_prune(commands)
+    _add_deploy(commands)
+    _add_bench(commands)
+    command = _add(
+        commands,
+        "report",
+        "write report.html for a finished run",
+        "slimfast report runs/demo",
+    )
+    command.add_argument("run", type=Path, metavar="DIR", help="the folder of a run")
+    return parser
+
+
+def _add_training(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    run = _add(
+        commands,
+        "run",
+        "a whole experiment: train, prune, fine-tune, deploy, measure, report",
+        "slimfast run recipes/demo.toml --out runs/demo --set train.epochs=2",
+    )
+    train = _add(
+        commands,
+        "train",
+        "only the sparse training of a recipe; ends with sparse.safetensors",
+        "slimfast train recipes/demo.toml --out runs/sparse",
+    )
+    finetune = _add(
+        commands,
+        "finetune",
+        "only the fine-tuning of a recipe, from a saved network; ends with finetuned.safetensors",
+        "slimfast finetune recipes/demo.toml --from pruned.safetensors --out runs/tuned",
+    )
+    for command in (run, train, finetune):
+        command.add_argument("recipe", type=Path, metavar="RECIPE.toml", help="what to do; see recipes/")
+        command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for all results")
+        command.add_argument("--resume", action="store_true", help="go on with the run that DIR holds")
+        command.add_argument("--seed", type=int, metavar="N", help="instead of the recipe's seed")
+        command.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:1; instead of the recipe's")
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="key=value",
+            help="another value for a key of the recipe, say penalty.lam=1e-3; may be given again",
+        )
+    finetune.add_argument("--from", dest="source", type=Path, metavar="FILE", help="network to start from")
+
+
+def _add_prune(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    command = _add(
+        commands,
+        "prune",
+        "remove channels of a saved network: exact zeros, or also the smallest scales",
+        "slimfast prune sparse.safetensors --out pruned.safetensors --ratio 0.7",
+    )
+    _add_file(command)
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="the pruned network")
+    criterion = command.add_mutually_exclusive_group()
+    criterion.add_argument("--ratio", type=_ratio, metavar="R", help="share of all channels, 0 <= R < 1")
+    criterion.add_argument(
+        "--threshold", type=_threshold, metavar="T", help="scales with |gamma| <= T go too"
+    )
+
+
+def _add_deploy(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    command = _add(
+        commands,
+        "deploy",
+        "turn a saved network into its fast, inference-only form",
+        "slimfast deploy pruned.safetensors --out fast.safetensors",
+    )
+    _add_file(command)
+    command.add_argument("--out", type=Path, metavar="FILE", help="default: FILE.deployed.safetensors")
+    _add_numbers(command)
+
+
+def _add_bench(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    command = _add(
+        commands,
+        "bench",
+        "time a saved network as it is and deployed, taking turns",
+        "slimfast bench pruned.safetensors --batch 128",
+    )
+    _add_file(command)
+    command.add_argument("--batch", type=_count, default=128, metavar="N", help="pictures per call (128)")
+    _add_numbers(command)
+
+
+def _add_numbers(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    command.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:1")
+
+
+def _add_file(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", type=Path, metavar="FILE", help="a network that slimfast.save wrote")
+    command.add_argument(
+        "--input",
+        type=_shape,
+        metavar="NxCxHxW",
+        help="shape of the pictures, say 1x3x32x32",
+    )
+
+
+def _add(
+    commands: "argparse._SubParsersAction[_Parser]", name: str, summary: str, example: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name, help=summary, description=f"slimfast {name}: {summary}.", epilog=f"example:  {example}"
+    )
+    command.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
+    return command
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.lower().split("x")
+    if len(parts) != 4 or not all(part.isdigit() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: four sizes as in 1x3x32x32 are accepted")
+    return tuple(map(int, parts))
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: an integer of at least 1 is accepted")
+    return int(text)
+
+
+def _ratio(text: str) -> float:
+    return _number(text, 1.0, "a number with 0 <= ratio < 1")
+
+
+def _threshold(text: str) -> float:
+    return _number(text, math.inf, "a number of at least 0")
+
+
+def _number(text: str, below: float, accepted: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < below:
+        raise argparse.ArgumentTypeError(f"{text!r}: {accepted} is accepted")
+    return value
