@@ -1,0 +1,95 @@
+"""Convolution with what surrounds it in a network, in one pass: affine + ReLU before, bias + residual + ReLU after."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slimfast.ops._register import define, register_triton
+
+SCHEMA = (
+    "conv(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor? residual, bool relu, "
+    "int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor"
+)
+
+
+def reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """The formula of `conv`; halves are computed in float32 and rounded once."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    y = x.to(wide)
+    if scale is not None and shift is not None:
+        y = (y * scale.to(wide)[:, None, None] + shift.to(wide)[:, None, None]).relu()
+    y = F.conv2d(y, weight.to(wide), None, stride, padding, dilation, groups)
+    if bias is not None:
+        y = y + bias.to(wide)[:, None, None]
+    if residual is not None:
+        y = y + residual
+    y = y.relu() if relu else y
+    return y.to(x.dtype).contiguous(memory_format=torch.channels_last)
+
+
+define(SCHEMA, reference)
+register_triton("conv", "conv")
+
+
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """Convolution of NHWC images with prologue and epilogue, in one pass over memory.
+
+        a = relu(scale * x + shift)            (a = x without scale and shift)
+        y = conv(a, weight) + bias + residual  (y = relu(...) if relu)
+
+    The zero padding surrounds a, not x: a tap outside the image contributes 0, not relu(shift). Sums are kept in
+    float32 (float64 for float64). Not differentiable: for inference.
+
+    Args:
+        x: [N, Cin, H, W], float64, float32, bfloat16 or float16, dense in torch.channels_last.
+        weight: [Cout, Cin / groups, rows, columns], dtype of x, any strides.
+        bias: [Cout], dtype of x.
+        scale, shift: [Cin], dtype of x; both or neither.
+        residual: [N or 1, Cout, H', W'], dtype of x; one image is added to all.
+        relu: whether the result is clamped from below at 0.
+        stride, padding, dilation: (rows, columns), as in torch.nn.functional.conv2d.
+        groups: divides Cin and Cout.
+
+    Returns:
+        [N, Cout, H', W'] in torch.channels_last, with H' and W' as in torch.nn.functional.conv2d.
+
+    Raises:
+        ValueError: scale without shift, or shift without scale.
+        RuntimeError: shapes that do not fit, as in torch.nn.functional.conv2d.
+
+    Source: He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016, figure 4 (e), for the order
+    affine - ReLU - convolution - addition.
+    """
+    if (scale is None) != (shift is None):
+        raise ValueError(f"scale and shift must be given together, got scale={scale}, shift={shift}")
+    y: Tensor = torch.ops.slimfast.conv(
+        x, weight, bias, scale, shift, residual, relu, stride, padding, dilation, groups
+    )
+    return y

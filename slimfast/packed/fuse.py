@@ -1,0 +1,143 @@
+"""Merges ops of a program: what is left passes over memory once where the model passed several times.
+
+Each pass looks for one pattern and replaces a producer and its only reader by one op, exactly equal in real numbers.
+Weights are float64 here, so that folding costs no accuracy.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TypeVar
+
+from slimfast.packed.program import Add, Affine, Conv, Linear, Op, Program, Relu
+
+O = TypeVar("O", bound=Op)  # noqa: E741 - the type of an op
+
+
+class Ops:
+    """The ops of a program while they are being merged."""
+
+    def __init__(self, program: Program) -> None:
+        self._inputs, self.output = program.inputs, program.output
+        self._ops = {op.name: op for op in program.ops}
+        self._readers: dict[str, list[str]] = {}
+        for op in program.ops:
+            for name in op.inputs:
+                self._readers.setdefault(name, []).append(op.name)
+        self._readers.setdefault(program.output, []).append("")  # the caller reads it
+
+    def of(self, kind: type[O]) -> Iterator[O]:
+        """The ops of one kind, in order; those merged away meanwhile are left out."""
+        for name in list(self._ops):
+            op = self._ops.get(name)
+            if isinstance(op, kind):
+                yield op
+
+    def producer(self, name: str) -> Op | None:
+        """The op that makes the value, None for an argument of the program."""
+        return self._ops.get(name)
+
+    def only_reader(self, name: str) -> Op | None:
+        """The op that reads the value, if one does, once, and it is not the result."""
+        readers = self._readers.get(name, [])
+        return self._ops.get(readers[0]) if len(readers) == 1 else None
+
+    def replace(self, op: Op) -> None:
+        """Puts the op in the place of the one with its name."""
+        for name in self._ops[op.name].inputs:
+            self._readers[name].remove(op.name)
+        for name in op.inputs:
+            self._readers.setdefault(name, []).append(op.name)
+        self._ops[op.name] = op
+
+    def merge(self, producer: Op, op: Op) -> None:
+        """Puts the op in the place of the one with its name and takes out a producer that nobody reads now."""
+        self.replace(op)
+        self.drop_unread([producer])
+
+    def drop_unread(self, ops: Iterable[Op]) -> None:
+        """Takes out those ops whose values nobody reads, and their producers likewise."""
+        for op in ops:
+            if op.name in self._ops and not self._readers.get(op.name):
+                del self._ops[op.name]
+                for name in op.inputs:
+                    self._readers[name].remove(op.name)
+                self.drop_unread(p for n in op.inputs if (p := self.producer(n)))
+
+    def program(self) -> Program:
+        """What is left."""
+        return Program(self._inputs, tuple(self._ops.values()), self.output)
+
+
+def fuse(program: Program) -> Program:
+    """Every pattern below, in the order in which they enable each other."""
+    ops = Ops(program)
+    ops.drop_unread(list(ops.of(Op)))
+    fold_affine(ops)
+    merge_relu(ops)
+    merge_add(ops)
+    fold_prologue(ops)
+    return ops.program()
+
+
+def fold_affine(ops: Ops) -> None:
+    """conv -> BatchNorm: s (W x + b + border) + t = (s W) x + (s b + t) + s border; BatchNorm -> BatchNorm alike."""
+    for affine in ops.of(Affine):
+        source = ops.producer(affine.inputs[0])
+        if source is None or ops.only_reader(source.name) is not affine:
+            continue
+        if isinstance(source, Conv) and len(source.inputs) == 1 and not source.relu:
+            ops.merge(source, replace(_scaled(source, affine), name=affine.name))
+        elif isinstance(source, Affine) and not source.relu:
+            scale = source.scale * affine.scale
+            shift = source.shift * affine.scale + affine.shift
+            ops.merge(source, replace(affine, inputs=source.inputs, scale=scale, shift=shift))
+
+
+def _scaled(conv: Conv, affine: Affine) -> Conv:
+    scale = affine.scale[:, None, None, None]
+    bias = affine.shift if conv.bias is None else conv.bias * affine.scale + affine.shift
+    border = None if conv.border is None else conv.border * scale
+    return replace(conv, weight=conv.weight * scale, bias=bias, border=border, relu=affine.relu)
+
+
+def merge_relu(ops: Ops) -> None:
+    """A ReLU behind an op that can apply one itself."""
+    for relu in ops.of(Relu):
+        source = ops.producer(relu.inputs[0])
+        if (
+            isinstance(source, Conv | Affine | Add | Linear)
+            and not source.relu
+            and ops.only_reader(source.name) is relu
+        ):
+            ops.merge(source, replace(source, name=relu.name, relu=True))
+
+
+def merge_add(ops: Ops) -> None:
+    """conv -> sum: the other operand becomes the convolution's residual. Of two convolutions the later one adds."""
+    order = {op.name: i for i, op in enumerate(ops.of(Op))}
+    for add in ops.of(Add):
+        sources = [ops.producer(name) for name in add.inputs]
+        able = [s for s in sources if isinstance(s, Conv) and _can_add(s) and ops.only_reader(s.name) is add]
+        if able:
+            conv = max(able, key=lambda conv: order[conv.name])
+            [residual] = [name for name in add.inputs if name != conv.name]
+            inputs = (conv.inputs[0], residual)
+            ops.merge(conv, replace(conv, name=add.name, inputs=inputs, relu=add.relu))
+
+
+def _can_add(conv: Conv) -> bool:
+    return len(conv.inputs) == 1 and not conv.relu
+
+
+def fold_prologue(ops: Ops) -> None:
+    """BatchNorm -> ReLU -> conv where no convolution comes before: scale and shift on the way in."""
+    for affine in ops.of(Affine):
+        reader = ops.only_reader(affine.name)
+        if (
+            affine.relu
+            and isinstance(reader, Conv)
+            and reader.scale is None
+            and reader.inputs[0] == affine.name
+        ):
+            inputs = (affine.inputs[0], *reader.inputs[1:])
+            ops.merge(affine, replace(reader, inputs=inputs, scale=affine.scale, shift=affine.shift))

@@ -1,0 +1,322 @@
+"""Which packed op a call becomes: one line for each operation at the end, and the rule it names.
+
+A rule returns None where its op does not fit the arguments; the call then runs as the model wrote it.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from slimfast.nn import BorderConv2d, ChannelBias, ChannelPlace, ChannelSelect, ShapeCarrier
+from slimfast.packed.program import (
+    Add,
+    Affine,
+    Concat,
+    Conv,
+    Fill,
+    Flatten,
+    Linear,
+    Op,
+    Pair,
+    Place,
+    Pool,
+    Relu,
+    Select,
+)
+
+
+@dataclass(frozen=True)
+class Alias:
+    """The call does nothing in eval mode: its result is the value of the node `name`."""
+
+    name: str
+
+
+Lowered: TypeAlias = Sequence[Op] | Alias | None
+Rule: TypeAlias = Callable[..., Lowered]
+Size: TypeAlias = int | Sequence[int]
+
+
+def _shape(x: object) -> tuple[int, ...]:
+    """Sizes of a node's tensor; () for what is none."""
+    return x.meta.get("shape", ()) if isinstance(x, fx.Node) else ()
+
+
+def _are_images(*xs: object) -> bool:
+    return all(len(_shape(x)) == 4 for x in xs)
+
+
+def _has_channels(x: object) -> bool:
+    return len(_shape(x)) >= 2
+
+
+def _pair(size: Size) -> Pair:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))
+
+
+def _wide(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach().double()
+
+
+def _padding(conv: nn.Conv2d) -> Pair | None:
+    if not isinstance(conv.padding, str):
+        return _pair(conv.padding)
+    if conv.padding == "valid":
+        return (0, 0)
+    total = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+    return None if any(n % 2 for n in total) else (total[0] // 2, total[1] // 2)
+
+
+def _conv(node: fx.Node, module: nn.Conv2d) -> Lowered:
+    x, padding = node.args[0], _padding(module)
+    if not _are_images(x) or padding is None or module.padding_mode != "zeros":
+        return None
+    assert isinstance(x, fx.Node)
+    common = {
+        "bias": _wide(module.bias),
+        "stride": _pair(module.stride),
+        "padding": padding,
+        "dilation": _pair(module.dilation),
+    }
+    border = _wide(getattr(module, "border_weight", None))
+    if not module.in_channels:
+        ones = Fill(name=f"{node.name}_ones", inputs=(x.name,), value=1.0)
+        return [ones, Conv(name=node.name, inputs=(ones.name,), weight=border, **common)]
+    weight = module.weight.detach().double()
+    return [
+        Conv(name=node.name, inputs=(x.name,), weight=weight, border=border, groups=module.groups, **common)
+    ]
+
+
+def _batch_norm(node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm) -> Lowered:
+    x, mean, var = node.args[0], _wide(module.running_mean), _wide(module.running_var)
+    if not _has_channels(x) or mean is None or var is None:
+        return None
+    assert isinstance(x, fx.Node)
+    scale = (var + module.eps).rsqrt()
+    if module.weight is not None:
+        scale = scale * module.weight.detach().double()
+    shift = -mean * scale
+    if module.bias is not None:
+        shift = shift + module.bias.detach().double()
+    return [Affine(name=node.name, inputs=(x.name,), scale=scale, shift=shift)]
+
+
+def _channel_bias(node: fx.Node, module: ChannelBias) -> Lowered:
+    x, bias = node.args[0], module.bias.double()
+    if not _has_channels(x):
+        return None
+    assert isinstance(x, fx.Node)
+    return [Affine(name=node.name, inputs=(x.name,), scale=torch.ones_like(bias), shift=bias)]
+
+
+def _linear(node: fx.Node, module: nn.Linear) -> Lowered:
+    x = node.args[0]
+    if len(_shape(x)) != 2:
+        return None
+    assert isinstance(x, fx.Node)
+    weight = module.weight.detach().double()
+    return [Linear(name=node.name, inputs=(x.name,), weight=weight, bias=_wide(module.bias))]
+
+
+def _select(node: fx.Node, module: ChannelSelect) -> Lowered:
+    x = node.args[0]
+    if not _has_channels(x):
+        return None
+    assert isinstance(x, fx.Node)
+    return [Select(name=node.name, inputs=(x.name,), index=module.index)]
+
+
+def _place(node: fx.Node, module: ChannelPlace) -> Lowered:
+    x = node.args[0]
+    if not _has_channels(x):
+        return None
+    assert isinstance(x, fx.Node)
+    return [Place(name=node.name, inputs=(x.name,), index=module.index, fill=module.fill.double())]
+
+
+def _relu(node: fx.Node, x: object, inplace: bool = False) -> Lowered:
+    del inplace
+    return [Relu(name=node.name, inputs=(x.name,))] if isinstance(x, fx.Node) and _shape(x) else None
+
+
+def _nothing(node: fx.Node, x: object, *args: Any, **kwargs: Any) -> Lowered:
+    del node, args, kwargs
+    return Alias(x.name) if isinstance(x, fx.Node) else None
+
+
+def _add(node: fx.Node, a: object, b: object, *, alpha: float = 1) -> Lowered:
+    if not (_shape(a) and _shape(a) == _shape(b) and alpha == 1):
+        return None
+    assert isinstance(a, fx.Node)
+    assert isinstance(b, fx.Node)
+    return [Add(name=node.name, inputs=(a.name, b.name))]
+
+
+def _cat(node: fx.Node, tensors: object, dim: int = 0) -> Lowered:
+    if not isinstance(tensors, tuple | list) or not _are_images(*tensors) or dim % 4 != 1:
+        return None
+    return [Concat(name=node.name, inputs=tuple(x.name for x in tensors))]
+
+
+def _flatten(node: fx.Node, x: object, start_dim: int = 0, end_dim: int = -1) -> Lowered:
+    shape = _shape(x)
+    if len(shape) < 2 or start_dim != 1 or end_dim not in (-1, len(shape) - 1):
+        return None
+    assert isinstance(x, fx.Node)
+    return [Flatten(name=node.name, inputs=(x.name,))]
+
+
+def _view(node: fx.Node, x: object, *sizes: Any) -> Lowered:
+    """x.view(n, -1), where n is computed from the batch, or x.view(-1, features)."""
+    sizes = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
+    shape, result = _shape(x), _shape(node)
+    if len(sizes) != 2 or len(shape) < 2 or len(result) != 2 or result[0] != shape[0]:
+        return None
+    if not (isinstance(sizes[0], fx.Node) or (sizes[0] == -1 and isinstance(sizes[1], int))):
+        return None
+    return _flatten(node, x, 1)
+
+
+def _mean(node: fx.Node, x: object, dim: object = None, keepdim: bool = False) -> Lowered:
+    if not _are_images(x) or not isinstance(dim, tuple | list) or {d % 4 for d in dim} != {2, 3}:
+        return None
+    assert isinstance(x, fx.Node)
+    if keepdim:
+        return [Pool(name=node.name, inputs=(x.name,), mean=True)]
+    pool = Pool(name=f"{node.name}_pool", inputs=(x.name,), mean=True)
+    return [pool, Flatten(name=node.name, inputs=(pool.name,))]
+
+
+def _max_pool(
+    node: fx.Node,
+    x: object,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Lowered:
+    if not _are_images(x) or return_indices:
+        return None
+    assert isinstance(x, fx.Node)
+    return [
+        Pool(
+            name=node.name,
+            inputs=(x.name,),
+            mean=False,
+            window=_pair(kernel_size),
+            stride=_pair(stride or kernel_size),
+            padding=_pair(padding),
+            dilation=_pair(dilation),
+            ceil_mode=ceil_mode,
+        )
+    ]
+
+
+def _avg_pool(
+    node: fx.Node,
+    x: object,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Lowered:
+    if not _are_images(x) or divisor_override is not None:
+        return None
+    assert isinstance(x, fx.Node)
+    return [
+        Pool(
+            name=node.name,
+            inputs=(x.name,),
+            mean=True,
+            window=_pair(kernel_size),
+            stride=_pair(stride or kernel_size),
+            padding=_pair(padding),
+            ceil_mode=ceil_mode,
+            count_include_pad=count_include_pad,
+        )
+    ]
+
+
+def _global_pool(node: fx.Node, x: object, output_size: object, mean: bool) -> Lowered:
+    if not _are_images(x) or output_size not in (1, (1, 1), [1, 1]):
+        return None
+    assert isinstance(x, fx.Node)
+    return [Pool(name=node.name, inputs=(x.name,), mean=mean)]
+
+
+def _carrier(node: fx.Node, module: ShapeCarrier) -> Lowered:
+    x = node.args[0]
+    if not _shape(x):
+        return None
+    assert isinstance(x, fx.Node)
+    return [
+        Fill(
+            name=node.name,
+            inputs=(x.name,),
+            value=0.0,
+            window=module.kernel_size,
+            stride=module.stride,
+            padding=module.padding,
+            dilation=module.dilation,
+        )
+    ]
+
+
+MODULES: Mapping[type[nn.Module], Rule] = {
+    nn.Conv2d: _conv,
+    BorderConv2d: _conv,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.SyncBatchNorm: _batch_norm,
+    nn.Linear: _linear,
+    nn.ReLU: lambda node, m: _relu(node, node.args[0]),
+    nn.Identity: lambda node, m: _nothing(node, node.args[0]),
+    nn.Dropout: lambda node, m: _nothing(node, node.args[0]),
+    nn.Dropout1d: lambda node, m: _nothing(node, node.args[0]),
+    nn.Dropout2d: lambda node, m: _nothing(node, node.args[0]),
+    nn.Flatten: lambda node, m: _flatten(node, node.args[0], m.start_dim, m.end_dim),
+    nn.MaxPool2d: lambda node, m: _max_pool(
+        node, node.args[0], m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices
+    ),
+    nn.AvgPool2d: lambda node, m: _avg_pool(
+        node,
+        node.args[0],
+        m.kernel_size,
+        m.stride,
+        m.padding,
+        m.ceil_mode,
+        m.count_include_pad,
+        m.divisor_override,
+    ),
+    nn.AdaptiveAvgPool2d: lambda node, m: _global_pool(node, node.args[0], m.output_size, mean=True),
+    nn.AdaptiveMaxPool2d: lambda node, m: (
+        None if m.return_indices else _global_pool(node, node.args[0], m.output_size, mean=False)
+    ),
+    ChannelSelect: _select,
+    ChannelPlace: _place,
+    ChannelBias: _channel_bias,
+    ShapeCarrier: _carrier,
+}
+
+FUNCTIONS: Mapping[Any, Rule] = {
+    **dict.fromkeys([F.relu, torch.relu, "relu"], _relu),
+    **dict.fromkeys([operator.add, torch.add, "add"], _add),
+    **dict.fromkeys([torch.cat, torch.concat], _cat),
+    **dict.fromkeys([torch.flatten, "flatten"], _flatten),
+    **dict.fromkeys(["view", "reshape", torch.reshape], _view),
+    **dict.fromkeys([torch.mean, "mean"], _mean),
+    **dict.fromkeys([F.max_pool2d, torch.max_pool2d], _max_pool),
+    F.avg_pool2d: _avg_pool,
+    F.adaptive_avg_pool2d: lambda node, x, size: _global_pool(node, x, size, mean=True),
+    "contiguous": _nothing,
+}
