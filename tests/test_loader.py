@@ -1,4 +1,4 @@
-"""Batches: each picture once per epoch, random by seed and epoch alone, augmented as a slow reference does."""
+"""Batches: each picture once per epoch, random by seed and epoch alone, augmented as a slow reference."""
 
 import numpy as np
 import pytest

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 
+from slimfast.data._picture import open_picture
 from slimfast.data._source import Published, Source
 from slimfast.data.image_set import ImageSet
 
@@ -100,16 +101,7 @@ def _read_sheets(root: Path, files: tuple[Published, ...]) -> list[bytes]:
     contents = []
     for name, published in zip(SHEETS, files, strict=True):
         path = CIFAR10.find(root, name)
-        try:
-            with Image.open(path) as picture:
-                sheet = np.asarray(picture.convert("RGB"))
-        except OSError as error:
-            raise CIFAR10.damaged(path, f"not a whole picture ({error})") from error
-        tiles = (
-            sheet.reshape(sheet.shape[0] // SIDE, SIDE, -1, SIDE, 3)
-            .transpose(0, 2, 4, 1, 3)
-            .reshape(-1, PIXELS)
-        )
+        tiles = _tiles(path)
         own, labels = labels[: len(tiles)], labels[len(tiles) :]
         if len(own) < len(tiles):
             raise CIFAR10.damaged(root / "labels.u8", f"truncated, no labels left for {name}")
@@ -117,6 +109,19 @@ def _read_sheets(root: Path, files: tuple[Published, ...]) -> list[bytes]:
         CIFAR10.verify(path, content, published)
         contents.append(content)
     return contents
+
+
+def _tiles(path: Path) -> NDArray[np.uint8]:
+    """Pictures by colour planes, [N, 3072], from a sheet that has them in rows."""
+    try:
+        sheet = np.asarray(open_picture(path).convert("RGB"))
+    except ValueError as error:
+        raise CIFAR10.damaged(path, "not a whole picture") from error
+    height, width = sheet.shape[:2]
+    if height % SIDE or width % SIDE:
+        raise CIFAR10.damaged(path, f"{height}x{width} pixels are no sheet of {SIDE}x{SIDE} pictures")
+    rows = sheet.reshape(height // SIDE, SIDE, width // SIDE, SIDE, 3)
+    return rows.transpose(0, 2, 4, 1, 3).reshape(-1, PIXELS)
 
 
 def _image_set(content: bytes, classes: tuple[str, ...], label_bytes: int) -> ImageSet:

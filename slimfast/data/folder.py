@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from slimfast.data._picture import open_picture
 from slimfast.data._random import require_count
 from slimfast.data.image_set import ImageSet, pixel_statistics
 
@@ -73,11 +74,8 @@ def _list(folder: Path) -> Labelled:
 
 def _read(path: Path, size: int | None) -> NDArray[np.uint8]:
     """[H, W] for a grey picture, [H, W, 3] for any other."""
-    try:
-        with Image.open(path) as picture:
-            plain = picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")
-    except (OSError, SyntaxError) as error:  # Pillow has both for a broken file
-        raise ValueError(f"{path}: not a whole picture ({error})") from error
+    picture = open_picture(path)
+    plain = picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")
     if size is not None:
         plain = ImageOps.fit(plain, (size, size), Image.Resampling.BILINEAR)
     return np.array(plain)
