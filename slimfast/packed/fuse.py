@@ -1,14 +1,15 @@
-"""Merges ops of a program: what is left passes over memory once where the model passed several times.
+"""Merges ops of a program: one pass over memory where the model made several.
 
-Each pass looks for one pattern and replaces a producer and its only reader by one op, exactly equal in real numbers.
-Weights are float64 here, so that folding costs no accuracy.
+Each function looks for one pattern and replaces a producer and its only reader by one op, equal to both.
+Weights are float64 here, so that folding rounds once, at the end.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
-from slimfast.packed.program import Add, Affine, Conv, Linear, Op, Program, Relu
+from slimfast.packed.ops import Add, Affine, Conv, Linear, Op, Relu
+from slimfast.packed.program import Program
 
 O = TypeVar("O", bound=Op)  # noqa: E741 - the type of an op
 
@@ -50,7 +51,7 @@ class Ops:
         self._ops[op.name] = op
 
     def merge(self, producer: Op, op: Op) -> None:
-        """Puts the op in the place of the one with its name and takes out a producer that nobody reads now."""
+        """Puts the op in the place of the one with its name; the producer goes if nobody reads it now."""
         self.replace(op)
         self.drop_unread([producer])
 
@@ -71,7 +72,7 @@ class Ops:
 def fuse(program: Program) -> Program:
     """Every pattern below, in the order in which they enable each other."""
     ops = Ops(program)
-    ops.drop_unread(list(ops.of(Op)))
+    ops.drop_unread(ops.of(Op))
     fold_affine(ops)
     merge_relu(ops)
     merge_add(ops)
@@ -80,7 +81,7 @@ def fuse(program: Program) -> Program:
 
 
 def fold_affine(ops: Ops) -> None:
-    """conv -> BatchNorm: s (W x + b + border) + t = (s W) x + (s b + t) + s border; BatchNorm -> BatchNorm alike."""
+    """conv -> BatchNorm: s (W x + b + border) + t = (s W) x + (s b + t) + s border; two BatchNorms alike."""
     for affine in ops.of(Affine):
         source = ops.producer(affine.inputs[0])
         if source is None or ops.only_reader(source.name) is not affine:
@@ -113,7 +114,7 @@ def merge_relu(ops: Ops) -> None:
 
 
 def merge_add(ops: Ops) -> None:
-    """conv -> sum: the other operand becomes the convolution's residual. Of two convolutions the later one adds."""
+    """conv -> sum: the other operand becomes the residual. Of two convolutions the later one adds."""
     order = {op.name: i for i, op in enumerate(ops.of(Op))}
     for add in ops.of(Add):
         sources = [ops.producer(name) for name in add.inputs]

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from slimfast.packed.program import Call, Constant, Op, Program, packed
-from slimfast.packed.rules import FUNCTIONS, MODULES, Alias, Lowered
+from slimfast.packed.ops import Call, Constant, Op, packed
+from slimfast.packed.program import Program
+from slimfast.packed.rules import FUNCTIONS, MODULES, Alias
 
 
 def lower(traced: fx.GraphModule) -> Program:
@@ -34,7 +35,7 @@ def lower(traced: fx.GraphModule) -> Program:
     return Program(tuple(inputs), tuple(ops), names["output"])
 
 
-def _lower_node(node: fx.Node, traced: fx.GraphModule, modules: dict[str, nn.Module]) -> Lowered:
+def _lower_node(node: fx.Node, traced: fx.GraphModule, modules: dict[str, nn.Module]) -> Sequence[Op] | Alias:
     if node.op == "get_attr":
         return _constant(node, operator.attrgetter(str(node.target))(traced))
     if node.op == "output":
@@ -56,7 +57,7 @@ def _does_what_its_type_says(module: nn.Module) -> bool:
 
 def _constant(node: fx.Node, value: object) -> Sequence[Op]:
     if isinstance(value, Tensor):
-        return [Constant(name=node.name, inputs=(), value=packed(value.detach(), value.dtype))]
+        return [Constant(name=node.name, inputs=(), tensor=packed(value.detach(), value.dtype))]
     return _call(node, lambda: value, str(node.target))
 
 

@@ -3,21 +3,22 @@
 These are the operators that torch's own compiler emits (torch/_inductor/mkldnn_lowerings.py).
 """
 
-
 import torch
 from torch import Tensor
 
-from slimfast.packed.program import Affine, Conv
+from slimfast.packed.ops import Affine, Conv
 
 
 def supports(conv: Conv, x: Tensor, residual: Tensor | None = None) -> bool:
     """Whether PackedConv can run the convolution on such inputs."""
-    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available() or not x.numel():
+    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if x.dim() != 4 or not x.numel() or (residual is not None and residual.shape[0] != x.shape[0]):
         return False
     if x.dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if x.dtype == torch.float16:
-        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
     return x.dtype == torch.float32
 
 

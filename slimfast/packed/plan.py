@@ -1,4 +1,4 @@
-"""Turns a program into calls: the fastest way known to run each op on a device, values forgotten after their last use."""
+"""Makes a program ready to run: for each op the fastest way known, values forgotten after their last use."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from slimfast.packed import onednn
-from slimfast.packed.program import Conv, Op, Program
+from slimfast.packed.ops import Conv, Op
+from slimfast.packed.program import Program
 
 
 @dataclass(frozen=True)

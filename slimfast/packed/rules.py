@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from slimfast.nn import BorderConv2d, ChannelBias, ChannelPlace, ChannelSelect, ShapeCarrier
-from slimfast.packed.program import (
+from slimfast.packed.ops import (
     Add,
     Affine,
     Concat,
@@ -77,20 +77,24 @@ def _conv(node: fx.Node, module: nn.Conv2d) -> Lowered:
     if not _are_images(x) or padding is None or module.padding_mode != "zeros":
         return None
     assert isinstance(x, fx.Node)
-    common = {
-        "bias": _wide(module.bias),
-        "stride": _pair(module.stride),
-        "padding": padding,
-        "dilation": _pair(module.dilation),
-    }
     border = _wide(getattr(module, "border_weight", None))
+    source, weight, ops = x.name, module.weight.detach().double(), []
     if not module.in_channels:
-        ones = Fill(name=f"{node.name}_ones", inputs=(x.name,), value=1.0)
-        return [ones, Conv(name=node.name, inputs=(ones.name,), weight=border, **common)]
-    weight = module.weight.detach().double()
-    return [
-        Conv(name=node.name, inputs=(x.name,), weight=weight, border=border, groups=module.groups, **common)
-    ]
+        assert border is not None
+        ops = [Fill(name=f"{node.name}_ones", inputs=(source,), number=1.0)]
+        source, weight, border = ops[0].name, border, None
+    conv = Conv(
+        name=node.name,
+        inputs=(source,),
+        weight=weight,
+        bias=_wide(module.bias),
+        border=border,
+        stride=_pair(module.stride),
+        padding=padding,
+        dilation=_pair(module.dilation),
+        groups=module.groups,
+    )
+    return [*ops, conv]
 
 
 def _batch_norm(node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm) -> Lowered:
@@ -263,7 +267,7 @@ def _carrier(node: fx.Node, module: ShapeCarrier) -> Lowered:
         Fill(
             name=node.name,
             inputs=(x.name,),
-            value=0.0,
+            number=0.0,
             window=module.kernel_size,
             stride=module.stride,
             padding=module.padding,

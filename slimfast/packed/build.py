@@ -1,0 +1,58 @@
+"""deploy: from a model to a network ready for inference."""
+
+import torch
+from torch import Tensor, nn
+
+from slimfast import graph
+from slimfast.packed.deployed import DTYPES, Deployed
+from slimfast.packed.fuse import fuse
+from slimfast.packed.lower import lower
+
+
+def deploy(model: nn.Module, example_inputs: object, dtype: torch.dtype | None = None) -> Deployed:
+    """Makes a model ready for inference: BatchNorm folded, passes over memory merged, images in NHWC.
+
+    The model is copied, and the copy is in eval mode. What has no packed op runs as the model wrote it.
+
+    Args:
+        model: with one input, images; pruned or not.
+        example_inputs: images [N, C, H, W], or a tuple of them alone; others will do as well later.
+        dtype: of the computation: float64, float32, bfloat16 or float16; the model's own if None.
+
+    Returns:
+        A callable for images on the model's device.
+
+    Raises:
+        ValueError: dtype is not one of these, or example_inputs is not one tensor of rank 4 beside the model.
+        slimfast.GraphError: the model cannot be traced, or fails on the example inputs.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
+    own_dtype, device = _kind(model)
+    x = _example(example_inputs, device)
+    traced = graph.trace(model, x.to(own_dtype))
+    for module in traced.modules():
+        module.training = False
+    with torch.no_grad():
+        program = fuse(lower(traced))
+    program.check(x.shape[1])
+    return Deployed(program, x.shape[1], dtype or own_dtype, own_dtype, device)
+
+
+def _kind(model: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """Type and place of the model's numbers; float32 on the CPU if it has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return tensor.dtype, tensor.device
+    return torch.float32, torch.device("cpu")
+
+
+def _example(example_inputs: object, device: torch.device) -> Tensor:
+    arguments = graph.as_arguments(example_inputs)
+    if len(arguments) != 1 or not isinstance(arguments[0], Tensor) or arguments[0].dim() != 4:
+        got = ", ".join(str(list(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in arguments)
+        raise ValueError(f"example_inputs must be one tensor [N, C, H, W], got {got or 'nothing'}")
+    x: Tensor = arguments[0].detach()
+    if x.device != device:
+        raise ValueError(f"example_inputs must be on {device}, where the model is, got {x.device}")
+    return x

@@ -1,0 +1,393 @@
+"""The packed ops: what a program is made of, each with its torch reference and the check of its weights."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slimfast.ops.conv import conv
+
+Pair = tuple[int, int]
+Channels = int | None  # size of dimension 1 of a value; None if it is not known before running
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Op:
+    """One step of a program: reads values by their names and makes the value `name`.
+
+    Images are [N, C, H, W] in torch.channels_last. Geometry is held as numbers, weights as tensors.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+
+    kind: ClassVar[str]
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        """The op in plain torch; never writes into its inputs."""
+        raise NotImplementedError
+
+    def channels(self, *inputs: Channels) -> Channels:
+        """Channels of the result. Raises ValueError where inputs, weights and numbers do not fit together."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Field name -> weights; what a file stores beside the numbers."""
+        return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+
+    def numbers(self) -> dict[str, Any]:
+        """Field name -> value of the other fields, where it is not the default."""
+        skipped = {"name", "inputs", *self.tensors()}
+        values = {f: getattr(self, f.name) for f in fields(self) if f.name not in skipped}
+        return {f.name: value for f, value in values.items() if value != f.default}
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Op":
+        """The op with its floating-point weights in another place and type."""
+        moved: dict[str, Any] = {
+            name: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+            for name, tensor in self.tensors().items()
+        }
+        return replace(self, **moved)
+
+    def __str__(self) -> str:
+        shapes = [f"{name}{list(tensor.shape)}" for name, tensor in self.tensors().items()]
+        numbers = [f"{name}={value}" for name, value in self.numbers().items()]
+        return f"{self.name} = {self.kind}({', '.join([*self.inputs, *shapes, *numbers])})"
+
+    def _require(self, fits: bool, what: str) -> None:
+        if not fits:
+            raise ValueError(f"{self.kind} {self.name}: {what}")
+
+    def _require_inputs(self, inputs: Sequence[Channels], *counts: int) -> None:
+        accepted = " or ".join(map(str, counts))
+        self._require(len(inputs) in counts, f"takes {accepted} inputs, got {len(inputs)}")
+
+    def _require_vectors(self, count: Channels, *names: str) -> None:
+        """Each of these fields, if it is given, is a vector of `count` numbers."""
+        for name in names:
+            tensor = getattr(self, name)
+            if tensor is not None and (tensor.dim() != 1 or count not in (None, tensor.numel())):
+                self._require(False, f"{name} must have shape [{count}], got {list(tensor.shape)}")
+
+    def _require_indices(self, index: Tensor, below: Channels) -> None:
+        vector = index.dim() == 1 and index.dtype == torch.int64
+        self._require(vector, f"index must be an int64 vector, got {index.dtype} {list(index.shape)}")
+        top = below is None or not index.numel() or int(index.max()) < below
+        bottom = not index.numel() or int(index.min()) >= 0
+        self._require(bottom and top, f"index must be in [0, {below})")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Conv(Op):
+    """y = conv(relu(scale x + shift), weight) + bias + conv(ones, border) + residual, then ReLU if `relu`.
+
+    The inputs are x, and the residual if there is one. border [Cout, 1, rows, columns] is what removed
+    constant inputs contribute: a map that depends on the image size alone. The rest is slimfast.ops.conv's.
+    """
+
+    kind: ClassVar[str] = "conv"
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    border: Tensor | None = None
+    relu: bool = False
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        x, residual = inputs[0], inputs[1] if len(inputs) > 1 else None
+        if self.border is not None:
+            added = self.border_map(x)
+            residual = added if residual is None else residual + added
+        return conv(
+            x,
+            self.weight,
+            self.bias,
+            scale=self.scale,
+            shift=self.shift,
+            residual=residual,
+            relu=self.relu,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+
+    def border_map(self, x: Tensor) -> Tensor:
+        """[1, Cout, H', W']: what the removed inputs contribute to images of x's size."""
+        assert self.border is not None
+        ones = x.new_ones(1, 1, *x.shape[2:])
+        return conv(ones, self.border, stride=self.stride, padding=self.padding, dilation=self.dilation)
+
+    def channels(self, *inputs: Channels) -> Channels:
+        self._require_inputs(inputs, 1, 2)
+        shape = list(self.weight.shape)
+        self._require(
+            len(shape) == 4 and all(shape), f"weight must be [Cout, Cin, rows, columns], got {shape}"
+        )
+        count, read = shape[0], shape[1] * self.groups
+        self._require(count % self.groups == 0, f"groups {self.groups} does not divide {count} channels")
+        self._require(inputs[0] in (None, read), f"reads {read} channels, got {inputs[0]}")
+        self._require(
+            inputs[-1] in (None, count) or len(inputs) == 1, f"adds {inputs[1:]} to {count} channels"
+        )
+        self._require_vectors(count, "bias")
+        self._require_vectors(read, "scale", "shift")
+        self._require((self.scale is None) == (self.shift is None), "scale and shift must come together")
+        border = None if self.border is None else list(self.border.shape)
+        self._require(border in (None, [count, 1, *shape[2:]]), f"border has shape {border}, weight {shape}")
+        return count
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Affine(Op):
+    """y = scale x + shift per channel, then ReLU if `relu`: a BatchNorm that no convolution could take."""
+
+    kind: ClassVar[str] = "affine"
+    scale: Tensor
+    shift: Tensor
+    relu: bool = False
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        y = torch.addcmul(self.shift, inputs[0].movedim(1, -1), self.scale).movedim(-1, 1)
+        return y.relu_() if self.relu else y
+
+    def channels(self, *inputs: Channels) -> Channels:
+        self._require_inputs(inputs, 1)
+        self._require_vectors(inputs[0], "scale", "shift")
+        return self.scale.numel()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Relu(Op):
+    """y = max(x, 0), any shape."""
+
+    kind: ClassVar[str] = "relu"
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return inputs[0].relu()
+
+    def channels(self, *inputs: Channels) -> Channels:
+        self._require_inputs(inputs, 1)
+        return inputs[0]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Add(Op):
+    """y = a + b, then ReLU if `relu`."""
+
+    kind: ClassVar[str] = "add"
+    relu: bool = False
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        y = inputs[0] + inputs[1]
+        return y.relu_() if self.relu else y
+
+    def channels(self, *inputs: Channels) -> Channels:
+        self._require_inputs(inputs, 2)
+        a, b = inputs
+        self._require(a is None or b in (None, a), f"adds {b} channels to {a}")
+        return b if a is None else a
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Concat(Op):
+    """The inputs' channels one after another."""
+
+    kind: ClassVar[str] = "concat"
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return torch.cat(inputs, dim=1)
+
+    def channels(self, *inputs: Channels) -> Channels:
+        self._require(len(inputs) > 0, "takes at least 1 input")
+        known = [count for count in inputs if count is not None]
+        return sum(known) if len(known) == len(inputs) else None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Select(Op):
+    """y[:, j] = x[:, index[j]]."""
+
+    kind: ClassVar[str] = "select"
+    index: Tensor
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        x = inputs[0]
+        rows = x.movedim(1, -1).reshape(-1, x.shape[1]).index_select(1, self.index)
+        return rows.view(x.shape[0], *x.shape[2:], self.index.numel()).movedim(-1, 1)
+
+    def channels(self, *inputs: Channels) -> Channels:
+        self._require_inputs(inputs, 1)
+        self._require_indices(self.index, inputs[0])
+        return self.index.numel()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Place(Op):
+    """y[:, c] = fill[c], plus x[:, j] where c = index[j]."""
+
+    kind: ClassVar[str] = "place"
+    index: Tensor
+    fill: Tensor
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        x = inputs[0]
+        y = self.fill.expand(x.shape[0], *x.shape[2:], -1).clone()
+        if self.index.numel():
+            y.index_add_(-1, self.index, x.movedim(1, -1))
+        return y.movedim(-1, 1)
+
+    def channels(self, *inputs: Channels) -> Channels:
+        self._require_inputs(inputs, 1)
+        self._require_vectors(None, "fill")
+        self._require_indices(self.index, self.fill.numel())
+        count = self.index.numel()
+        self._require(not count or inputs[0] in (None, count), f"places {count} channels, got {inputs[0]}")
+        return self.fill.numel()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Fill(Op):
+    """[N, 1, H', W'] of one number, in the size that a convolution with this window makes of x."""
+
+    kind: ClassVar[str] = "fill"
+    number: float
+    window: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        x = inputs[0]
+        size = list(x.shape[2:])
+        if (self.window, self.stride, self.padding) != ((1, 1), (1, 1), (0, 0)):
+            geometry = zip(size, self.window, self.stride, self.padding, self.dilation, strict=True)
+            size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]
+        return x.new_full((x.shape[0], 1, *size), self.number)
+
+    def channels(self, *inputs: Channels) -> Channels:
+        self._require_inputs(inputs, 1)
+        return 1
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pool(Op):
+    """Mean or maximum over windows, as nn.AvgPool2d and MaxPool2d; without a window, over the whole map."""
+
+    kind: ClassVar[str] = "pool"
+    mean: bool
+    window: Pair | None = None
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        x = inputs[0]
+        if self.window is None:
+            return x.mean((2, 3), keepdim=True) if self.mean else x.amax((2, 3), keepdim=True)
+        geometry = (self.window, self.stride, self.padding)
+        if self.mean:
+            return F.avg_pool2d(x, *geometry, self.ceil_mode, self.count_include_pad)
+        return F.max_pool2d(x, *geometry, self.dilation, self.ceil_mode)
+
+    def channels(self, *inputs: Channels) -> Channels:
+        self._require_inputs(inputs, 1)
+        return inputs[0]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Flatten(Op):
+    """[N, C, H, W] -> [N, C H W], channel by channel."""
+
+    kind: ClassVar[str] = "flatten"
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return inputs[0].flatten(1)
+
+    def channels(self, *inputs: Channels) -> Channels:
+        self._require_inputs(inputs, 1)
+        return None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Linear(Op):
+    """y = x weight^T + bias, then ReLU if `relu`; x [N, in], weight [out, in]."""
+
+    kind: ClassVar[str] = "linear"
+    weight: Tensor
+    bias: Tensor | None = None
+    relu: bool = False
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        y = F.linear(inputs[0], self.weight, self.bias)
+        return y.relu_() if self.relu else y
+
+    def channels(self, *inputs: Channels) -> Channels:
+        self._require_inputs(inputs, 1)
+        shape = list(self.weight.shape)
+        self._require(len(shape) == 2, f"weight must be [out, in], got {shape}")
+        self._require(inputs[0] in (None, shape[1]), f"reads {shape[1]} features, got {inputs[0]}")
+        self._require_vectors(shape[0], "bias")
+        return shape[0]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Constant(Op):
+    """A tensor of the model itself, not of one of its layers."""
+
+    kind: ClassVar[str] = "constant"
+    tensor: Tensor
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        del inputs
+        return self.tensor
+
+    def channels(self, *inputs: Channels) -> Channels:
+        self._require_inputs(inputs, 0)
+        return self.tensor.shape[1] if self.tensor.dim() > 1 else None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Call(Op):
+    """Whatever has no op of its own: a module or function, called as the model calls it, on NCHW tensors.
+
+    `arguments` puts the inputs into their places: it takes their values and returns (args, kwargs).
+    """
+
+    kind: ClassVar[str] = "call"
+    function: Callable[..., Any]
+    arguments: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+    label: str
+    dtype: torch.dtype = torch.float64
+
+    def run(self, *inputs: Any) -> Any:
+        args, kwargs = self.arguments([x.contiguous() if isinstance(x, Tensor) else x for x in inputs])
+        return packed(self.function(*args, **kwargs), self.dtype)
+
+    def channels(self, *inputs: Channels) -> Channels:
+        del inputs
+        return None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Op:
+        function = self.function.to(device, dtype) if isinstance(self.function, nn.Module) else self.function
+        return replace(self, function=function, dtype=dtype)
+
+    def __str__(self) -> str:
+        return f"{self.name} = call {self.label}({', '.join(self.inputs)})"
+
+
+def packed(x: Any, dtype: torch.dtype) -> Any:
+    """Tensors of images in torch.channels_last, floating-point numbers in `dtype`; anything else as it is."""
+    if not isinstance(x, Tensor):
+        return x
+    x = x.to(dtype) if x.is_floating_point() else x
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
