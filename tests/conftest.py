@@ -1,5 +1,9 @@
-"""Runs Triton kernels in its interpreter: must be set before triton is first imported."""
+"""Runs Triton kernels in its interpreter (to be said before triton is first imported), and torch on one thread."""
 
 import os
 
 os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+
+torch.set_num_threads(1)  # tests run side by side; threads that wait for each other would take most of the time

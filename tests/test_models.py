@@ -78,8 +78,8 @@ def test_resnet50_macs() -> None:
 
 def test_small_cnn_widths() -> None:
     convs = [m for m in models.small_cnn().modules() if isinstance(m, nn.Conv2d)]
-    assert [c.in_channels for c in convs] == [1, 32, 64, 96, 96, 192]
-    assert [c.out_channels for c in convs] == [32, 64, 96, 96, 192, 192]
+    assert [c.in_channels for c in convs] == [1, 32, 64, 96, 96, 256]
+    assert [c.out_channels for c in convs] == [32, 64, 96, 96, 256, 256]
     assert [c.stride[0] for c in convs] == [2, 1, 1, 1, 1, 1]
     assert all(a.out_channels == b.in_channels for a, b in pairwise(convs))
 

@@ -10,7 +10,7 @@ from slimfast.models._parts import PooledClassifier, conv3x3, init_slimming, req
 Widths: TypeAlias = Sequence[int | Literal["M"]]
 
 VGG19_WIDTHS: Widths = (64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4)
-SMALL_WIDTHS: Widths = (32, 64, "M", 96, 96, "M", 192, 192)
+SMALL_WIDTHS: Widths = (32, 64, "M", 96, 96, "M", 256, 256)
 
 
 class PlainNet(nn.Module):
@@ -64,7 +64,7 @@ def vgg19(num_classes: int = 10, in_channels: int = 3) -> PlainNet:
 
 
 def small_cnn(num_classes: int = 10, in_channels: int = 1) -> PlainNet:
-    """Six convolutions (32 at stride 2, 64, 96, 96, 192, 192) for 28x28 images.
+    """Six convolutions (32 at stride 2, 64, 96, 96, 256, 256) for 28x28 images.
 
     Works at every size of at least 7x7.
 
