@@ -4,3 +4,4 @@ from slimfast.ops.conv import conv as conv
 from slimfast.ops.penalty_grad import penalty_grad as penalty_grad
 from slimfast.ops.penalty_value import penalty_value as penalty_value
 from slimfast.ops.prox import prox as prox
+from slimfast.ops.prox_sgd import prox_sgd_ as prox_sgd_

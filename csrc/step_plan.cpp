@@ -1,0 +1,216 @@
+// The host side of ProxSGD's step: reads every .grad in C++ and calls the op's own kernel, without lists and dispatcher.
+//
+// A plan serves the ordinary case: dense CPU tensors whose gradient and momentum buffer have the parameter's dtype,
+// shape and strides. On anything else, and when the optimizer's lists or states are no longer those that it knows,
+// `step` changes nothing and returns False: the caller takes the op.
+#include <pybind11/pybind11.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "prox_sgd.h"
+
+// at::Tensor is one pointer to its TensorImpl: the address of such a pointer is a handle for torch's C functions. None of
+// these reads .grad; declaring this one accessor of libc10 by hand saves ATen's headers, about a minute to compile.
+namespace c10 {
+struct TensorImpl {
+  AtenTensorOpaque& grad() const;  // at::Tensor const&, in fact
+};
+}  // namespace c10
+
+namespace py = pybind11;
+
+namespace slimfast {
+namespace {
+
+constexpr int64_t MAX_DIM = 8;
+
+struct Layout {
+  int64_t dim, sizes[MAX_DIM], strides[MAX_DIM];
+  int32_t dtype;
+};
+
+// What torch's C functions tell about a tensor. They fail only for tensors without memory, which `matches` refuses.
+class Handle {
+ public:
+  explicit Handle(AtenTensorHandle handle) : handle_(handle) {}
+  explicit Handle(c10::TensorImpl* const& impl) : handle_(reinterpret_cast<AtenTensorHandle>(const_cast<c10::TensorImpl**>(&impl))) {}
+
+  bool is_defined() const {
+    bool defined = false;
+    return aoti_torch_is_defined(handle_, &defined) == AOTI_TORCH_SUCCESS && defined;
+  }
+
+  std::optional<Layout> layout() const {
+    int32_t layout, device;
+    int64_t *sizes, *strides;
+    Layout own;
+    if (aoti_torch_get_layout(handle_, &layout) || layout != aoti_torch_layout_strided()) return {};
+    if (aoti_torch_get_device_type(handle_, &device) || device != aoti_torch_device_type_cpu()) return {};
+    if (aoti_torch_get_dtype(handle_, &own.dtype) || aoti_torch_get_dim(handle_, &own.dim) || own.dim > MAX_DIM) return {};
+    if (aoti_torch_get_sizes(handle_, &sizes) || aoti_torch_get_strides(handle_, &strides)) return {};
+    std::copy(sizes, sizes + own.dim, own.sizes);
+    std::copy(strides, strides + own.dim, own.strides);
+    return own;
+  }
+
+  // Memory of a tensor that has exactly this layout, else null. Empty tensors are null too.
+  void* data(const Layout& expected) const {
+    const auto own = layout();
+    void* data = nullptr;
+    if (!own || own->dtype != expected.dtype || own->dim != expected.dim) return nullptr;
+    if (!std::equal(own->sizes, own->sizes + own->dim, expected.sizes)) return nullptr;
+    if (!std::equal(own->strides, own->strides + own->dim, expected.strides)) return nullptr;
+    return aoti_torch_get_data_ptr(handle_, &data) ? nullptr : data;
+  }
+
+ private:
+  AtenTensorHandle handle_;
+};
+
+// A Python tensor, with a check that it still wraps the same TensorImpl (torch.utils.swap_tensors exchanges them).
+class PyTensor {
+ public:
+  explicit PyTensor(py::handle tensor)
+      : object_(py::reinterpret_borrow<py::object>(tensor)),
+        impl_(reinterpret_cast<c10::TensorImpl*>(tensor.attr("_cdata").cast<uintptr_t>())) {
+    void** words = reinterpret_cast<void**>(object_.ptr());
+    slot_ = std::find(words + 2, words + 4, static_cast<void*>(impl_));
+    if (slot_ == words + 4) throw py::type_error("tensors of this torch do not keep their TensorImpl behind the header");
+  }
+
+  bool is(PyObject* object) const { return object == object_.ptr() && *slot_ == impl_; }
+  py::object object() const { return object_; }
+  Handle handle() const { return Handle(impl_); }
+  Handle grad() const { return Handle(&impl_->grad()); }
+
+ private:
+  py::object object_;
+  c10::TensorImpl* impl_;
+  void** slot_;  // where the object keeps its TensorImpl
+};
+
+struct Entry {
+  PyTensor param;
+  std::optional<PyTensor> momentum;
+  py::object state;  // the parameter's dict in optimizer.state, or None
+  Layout layout;
+  Number number;
+  int64_t numel;
+
+  // A dict that only this plan holds was replaced in optimizer.state.
+  bool is_stale(PyObject* momentum_key) const {
+    if (state.is_none()) return momentum.has_value();
+    if (Py_REFCNT(state.ptr()) == 1) return true;
+    PyObject* now = PyDict_GetItemWithError(state.ptr(), momentum_key);
+    return momentum ? now == nullptr || !momentum->is(now) : now != nullptr && now != Py_None;
+  }
+};
+
+std::optional<Number> number_of(int32_t dtype) {
+  if (dtype == aoti_torch_dtype_float32()) return Number::F32;
+  if (dtype == aoti_torch_dtype_float64()) return Number::F64;
+  if (dtype == aoti_torch_dtype_bfloat16()) return Number::BF16;
+  if (dtype == aoti_torch_dtype_float16()) return Number::F16;
+  return {};
+}
+
+// The number of elements if they fill their memory without gap or overlap, else -1.
+int64_t dense_numel(const Layout& layout) {
+  int64_t order[MAX_DIM], expected = 1, used = 0;
+  for (int64_t d = 0; d < layout.dim; ++d)
+    if (layout.sizes[d] != 1) order[used++] = d;
+  std::sort(order, order + used, [&](int64_t a, int64_t b) { return layout.strides[a] < layout.strides[b]; });
+  for (int64_t i = 0; i < used; expected *= layout.sizes[order[i++]])
+    if (layout.strides[order[i]] != expected && layout.sizes[order[i]] != 0) return -1;
+  return expected;
+}
+
+class StepPlan {
+ public:
+  // params: for each group its list of parameters; states: in the same order, each parameter's state dict or None.
+  StepPlan(py::list params, py::list states) : momentum_key_("momentum_buffer") {
+    increment_version_ = py::module_::import("torch._C").attr("_increment_version");
+    for (size_t group = 0; group < params.size(); ++group) {
+      auto list = params[group].cast<py::list>();
+      auto dicts = states[group].cast<py::list>();
+      lists_.push_back(list);
+      std::vector<Entry> entries;
+      for (size_t i = 0; i < list.size(); ++i) entries.push_back(entry(list[i], dicts[i]));
+      groups_.push_back(std::move(entries));
+    }
+  }
+
+  // rows: for each group a tuple of SgdGroup's fields in their order, first_step left out.
+  bool step(py::list params, py::list rows) {
+    if (params.size() != groups_.size()) return false;
+    hyper_.clear();
+    table_.clear();
+    py::list changed;
+    for (size_t group = 0; group < groups_.size(); ++group) {
+      hyper_.push_back(parse(rows[group]));
+      if (!gather(group, params[group].ptr(), changed)) return false;
+    }
+    slimfast_prox_sgd_cpu(table_.data(), static_cast<int64_t>(table_.size()), hyper_.data());
+    increment_version_(changed);  // autograd must notice, as after any in-place op
+    return true;
+  }
+
+ private:
+  py::str momentum_key_;
+  py::object increment_version_;
+  std::vector<py::list> lists_;
+  std::vector<std::vector<Entry>> groups_;
+  std::vector<SgdGroup> hyper_;
+  std::vector<SgdTensor> table_;
+
+  static Entry entry(py::handle param, py::handle state) {
+    PyTensor tensor(param);
+    const auto layout = tensor.handle().layout();
+    const auto number = layout ? number_of(layout->dtype) : std::nullopt;
+    if (!number || dense_numel(*layout) < 0) throw py::type_error("a parameter is not dense, on the CPU and floating-point");
+    if (!state.is_none() && !PyDict_Check(state.ptr())) throw py::type_error("a parameter's state is no dict");
+    std::optional<PyTensor> momentum;
+    if (!state.is_none() && state.contains("momentum_buffer") && !state["momentum_buffer"].is_none())
+      momentum.emplace(state["momentum_buffer"]);
+    return {std::move(tensor), std::move(momentum), py::reinterpret_borrow<py::object>(state), *layout, *number,
+            dense_numel(*layout)};
+  }
+
+  static SgdGroup parse(py::handle row) {
+    auto number = [&](int i) { return PyFloat_AsDouble(PyTuple_GET_ITEM(row.ptr(), i)); };
+    return {number(0), number(1), number(2), number(3), number(4), number(5), number(6), number(7),
+            static_cast<int64_t>(number(8)), number(9) != 0, number(10) != 0, false};
+  }
+
+  bool gather(size_t group, PyObject* list, py::list& changed) {
+    const auto& entries = groups_[group];
+    if (list != lists_[group].ptr() || PyList_GET_SIZE(list) != static_cast<Py_ssize_t>(entries.size())) return false;
+    const bool has_momentum = hyper_[group].momentum != 0;
+    for (size_t i = 0; i < entries.size(); ++i) {
+      const Entry& entry = entries[i];
+      if (!entry.param.is(PyList_GET_ITEM(list, i)) || entry.is_stale(momentum_key_.ptr())) return false;
+      const Handle grad = entry.param.grad();
+      if (!grad.is_defined() || entry.numel == 0) continue;
+      if (has_momentum && !entry.momentum) return false;
+      SgdTensor row{entry.param.handle().data(entry.layout), grad.data(entry.layout),
+                    has_momentum ? entry.momentum->handle().data(entry.layout) : nullptr,
+                    entry.numel, static_cast<int32_t>(group), entry.number, entry.number, entry.number};
+      if (!row.param || !row.grad || (has_momentum && !row.momentum)) return false;
+      table_.push_back(row);
+      changed.append(entry.param.object());
+    }
+    return true;
+  }
+};
+
+}  // namespace
+}  // namespace slimfast
+
+PYBIND11_MODULE(_plan, m) {
+  py::class_<slimfast::StepPlan>(m, "StepPlan")
+      .def(py::init<py::list, py::list>(), py::arg("params"), py::arg("states"))
+      .def("step", &slimfast::StepPlan::step, py::arg("params"), py::arg("rows"));
+}

@@ -1,0 +1,158 @@
+"""Triton kernel of the op ``prox_sgd_``: every parameter of a model in one launch.
+
+A table in device memory lists chunks of tensors: addresses of parameter, gradient, momentum; length, group.
+A launch holds one dtype per array and one penalty kind; tensors without penalty go with any of them.
+"""
+
+import functools
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from slimfast.kernels.penalty import grad_one, prox_one
+from torch import Tensor
+
+# Numbers per program, by penalty kind: few, so that a small model fills the device; fewer where the float64
+# iterations of Lp and TL1 would not fit into registers.
+BLOCK = {0: 2048, 1: 2048, 2: 2048, 3: 1024, 4: 1024, 5: 2048, 6: 2048}
+NUM_WARPS = 8
+HYPER = ("lr", "momentum", "dampening", "weight_decay", "lam", "shape", "prox_step", "subgradient_scale")
+FLAGS = ("nesterov", "maximize", "first_step")
+TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@triton.jit
+def prox_sgd_kernel(
+    chunk_ptr,  # int64 [chunks, 6]: addresses of param, grad and momentum, length, group, is_aligned
+    hyper_ptr,  # float64 [groups, 11], HYPER and then FLAGS
+    PARAM: tl.constexpr,  # dtypes as stored, see TYPES
+    GRAD: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    KIND: tl.constexpr,  # of the penalised groups in this launch, 0 if there are none
+    BLOCK: tl.constexpr,
+):
+    chunk_ptr += tl.program_id(0) * 6
+    p_ptr, g_ptr, m_ptr = tl.load(chunk_ptr), tl.load(chunk_ptr + 1), tl.load(chunk_ptr + 2)
+    n = tl.load(chunk_ptr + 3).to(tl.int32)
+    hyper_ptr += tl.load(chunk_ptr + 4) * 11
+    if tl.load(chunk_ptr + 5) != 0:
+        _step(p_ptr, g_ptr, m_ptr, n // 16 * 16, hyper_ptr, PARAM, GRAD, MOMENTUM, KIND, BLOCK, 16)
+    else:
+        _step(p_ptr, g_ptr, m_ptr, n, hyper_ptr, PARAM, GRAD, MOMENTUM, KIND, BLOCK, 1)
+
+
+@triton.jit
+def _step(
+    p_ptr,
+    g_ptr,
+    m_ptr,  # 0 without momentum
+    n,
+    hyper_ptr,
+    PARAM: tl.constexpr,
+    GRAD: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ALIGNMENT: tl.constexpr,  # bytes that all three addresses are multiples of
+):
+    WIDE: tl.constexpr = tl.float64 if PARAM == "fp64" else tl.float32
+    o = tl.arange(0, BLOCK)
+    has_momentum = m_ptr != 0
+    mask = o < n
+    m_mask = o < tl.where(has_momentum, n, 0)
+    p_ptr = tl.multiple_of(p_ptr.to(tl.pointer_type(tl.dtype(PARAM))), ALIGNMENT) + o
+    g_ptr = tl.multiple_of(g_ptr.to(tl.pointer_type(tl.dtype(GRAD))), ALIGNMENT) + o
+    m_ptr = tl.multiple_of(m_ptr.to(tl.pointer_type(tl.dtype(MOMENTUM))), ALIGNMENT) + o
+    p = tl.load(p_ptr, mask=mask).to(WIDE)
+    g = tl.load(g_ptr, mask=mask).to(WIDE)
+    m = tl.load(m_ptr, mask=m_mask, other=0.0).to(WIDE)
+
+    lr, momentum = tl.load(hyper_ptr).to(WIDE), tl.load(hyper_ptr + 1).to(WIDE)
+    keep, weight_decay = (1 - tl.load(hyper_ptr + 2)).to(WIDE), tl.load(hyper_ptr + 3).to(WIDE)
+    lam, shape = tl.load(hyper_ptr + 4), tl.load(hyper_ptr + 5)
+    prox_step, subgradient_scale = tl.load(hyper_ptr + 6), tl.load(hyper_ptr + 7)
+    nesterov, maximize, first_step = tl.load(hyper_ptr + 8), tl.load(hyper_ptr + 9), tl.load(hyper_ptr + 10)
+
+    d = tl.where(maximize != 0, -g, g)
+    d = tl.where(weight_decay != 0, d + weight_decay * p, d)
+    if KIND != 0 and subgradient_scale != 0:
+        d += subgradient_scale.to(WIDE) * grad_one(p.to(tl.float64), lam, shape, KIND).to(WIDE)
+    m = tl.where(first_step != 0, d, momentum * m + keep * d)
+    d = tl.where(has_momentum, tl.where(nesterov != 0, d + momentum * m, m), d)
+    p -= lr * d
+    if KIND != 0 and prox_step != 0:
+        p = prox_one(p.to(tl.float64), lam, shape, prox_step, KIND).to(WIDE)
+    tl.store(p_ptr, p.to(tl.dtype(PARAM)), mask=mask)
+    tl.store(m_ptr, m.to(tl.dtype(MOMENTUM)), mask=m_mask)
+
+
+def launch(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    group: Sequence[int],
+    *,
+    kind: Sequence[int],
+    **hyper: Any,
+) -> None:
+    """The op ``prox_sgd_``; one launch unless dtypes or penalties are mixed."""
+    kinds, table = _hyper_table(kind, hyper)
+    fallback = next((k for k in kinds if k), 0)
+    buffers, copies = iter(momentum_buffers), []
+    launches = defaultdict(list)
+    for p, g, i in zip(params, grads, group, strict=True):
+        p, g, m = _in_one_order(p, g, next(buffers) if hyper["momentum"][i] else None, copies)
+        if p.numel():
+            dtypes = p.dtype, g.dtype, p.dtype if m is None else m.dtype
+            launches[dtypes, kinds[i] or fallback].append((p, g, m, i))
+    for (dtypes, chosen), tensors in launches.items():
+        device = tensors[0][0].device
+        block, types = BLOCK[chosen], (TYPES[dtype] for dtype in dtypes)
+        chunks = _chunks(tuple(_row(*row) for row in tensors), block, device)
+        prox_sgd_kernel[(len(chunks),)](chunks, table.to(device), *types, chosen, block, num_warps=NUM_WARPS)
+    for to, copy in copies:
+        to.copy_(copy)
+
+
+def _hyper_table(kind: Sequence[int], hyper: dict[str, Any]) -> tuple[list[int], Tensor]:
+    """The penalty kind of each group, 0 where it has no effect, and the numbers that the kernel reads."""
+    table = torch.tensor([hyper[name] for name in HYPER + FLAGS], dtype=torch.float64)
+    has_effect = (
+        hyper["lam"][i] and (hyper["prox_step"][i] or hyper["subgradient_scale"][i]) for i in range(len(kind))
+    )
+    kinds = [k if effect else 0 for k, effect in zip(kind, has_effect, strict=True)]
+    table[HYPER.index("prox_step") :][:2, [i for i, k in enumerate(kinds) if not k]] = 0
+    return kinds, table.t().contiguous()
+
+
+def _in_one_order(
+    p: Tensor, g: Tensor, m: Tensor | None, copies: list[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The tensors themselves if dense and in one order, else contiguous copies, noted for the way back."""
+    dense = p.is_contiguous() or (p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last))
+    if dense and p.stride() == g.stride() and (m is None or p.stride() == m.stride()):
+        return p, g, m
+    p_copy, m_copy = p.contiguous(), None if m is None else m.contiguous()
+    copies += [(p, p_copy)] if m is None else [(p, p_copy), (m, m_copy)]
+    return p_copy, g.contiguous(), m_copy
+
+
+def _row(p: Tensor, g: Tensor, m: Tensor | None, group: int) -> tuple[int, ...]:
+    m_ptr, m_size = (0, 0) if m is None else (m.data_ptr(), m.element_size())
+    return p.data_ptr(), g.data_ptr(), m_ptr, p.element_size(), g.element_size(), m_size, p.numel(), group
+
+
+@functools.lru_cache(maxsize=16)
+def _chunks(rows: tuple[tuple[int, ...], ...], block: int, device: torch.device) -> Tensor:
+    """The table of chunks in device memory; the latest are kept: most steps meet the same addresses again."""
+    columns = torch.tensor(rows).t()
+    count = (columns[6] + block - 1) // block
+    tensor = torch.repeat_interleave(torch.arange(len(rows)), count)
+    offset = (torch.arange(len(tensor)) - (count.cumsum(0) - count)[tensor]) * block
+    addresses = columns[:3, tensor] + columns[3:6, tensor] * offset
+    length = (columns[6, tensor] - offset).clamp(max=block)
+    is_aligned = (addresses % 16 == 0).all(0) & (length % 16 == 0)
+    return torch.stack([*addresses, length, columns[7, tensor], is_aligned.long()], dim=1).to(device)
