@@ -36,29 +36,34 @@ class RunFolder:
         """
         return slimfast.load(self.network(name)).eval()
 
+    def begin(self, recipe: Recipe) -> None:
+        """Makes the folder and notes the recipe.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(self.recipe, dump(recipe))
+
     def is_empty(self) -> bool:
         """Whether nothing that a run writes is here yet."""
         files = [self.recipe, self.metrics, self.checkpoint, self.summary, *map(self.network, NETWORKS)]
         return not any(file.exists() for file in files)
 
 
-def open_folder(path: Path, recipe: Recipe, *, resume: bool) -> RunFolder:
-    """Makes a folder ready for a run of ``recipe``, or for going on with one.
+def check_folder(path: Path, recipe: Recipe, *, resume: bool) -> RunFolder:
+    """The folder for a run of ``recipe``, or for going on with one; nothing is written yet.
 
     Raises:
         UsageError: it holds a run and ``resume`` is false; or a run of another recipe.
     """
     folder = RunFolder(path)
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--out {path}: is a file; a folder is accepted")
     if not folder.is_empty() and not resume:
         raise UsageError(f"--out {path}: holds a run; --resume goes on with it, or name another folder")
     if folder.recipe.exists():
         difference = first_difference(load_recipe(folder.recipe), recipe)
         if difference:
             raise UsageError(f"--out {path}: holds a run of another recipe: {difference}")
-        return folder
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(folder.recipe, dump(recipe))
-    except OSError as error:
-        raise UsageError(f"--out {path}: cannot be written: {error.strerror}") from None
     return folder

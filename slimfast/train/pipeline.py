@@ -9,38 +9,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import slimfast
 from slimfast.pruning import PruneResult
 from slimfast.train.atomic import write_text_atomically
 from slimfast.train.errors import UsageError
 from slimfast.train.evaluate import accuracy
-from slimfast.train.folder import open_folder
+from slimfast.train.folder import check_folder
 from slimfast.train.measure import summarise
 from slimfast.train.metrics import count_zeros
 from slimfast.train.progress import Display
-from slimfast.train.recipe import Recipe, choose_device
-from slimfast.train.setup import build_model, evaluation_loader, load_pictures, rehearse
+from slimfast.train.recipe import FinetuneSection, Recipe, choose_device
+from slimfast.train.setup import build_model, build_optimizer, evaluation_loader, load_pictures, rehearse
 from slimfast.train.stage import Run, Stage, train_stage
 
 
 def prepare(recipe: Recipe, out: Path, *, resume: bool, display: Display) -> Run:
-    """Loads the pictures, opens the folder, sets torch's threads.
+    """Loads the pictures, looks at the folder, sets torch's threads; writes nothing.
 
     Raises:
-        UsageError: see ``open_folder``, ``choose_device``, ``load_pictures``.
+        UsageError: see ``check_folder``, ``choose_device``, ``load_pictures``.
     """
+    folder = check_folder(out, recipe, resume=resume)
     device = choose_device(recipe.device)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    pictures = load_pictures(recipe.data)
-    return Run(recipe, open_folder(out, recipe, resume=resume), pictures, device, display)
+    return Run(recipe, folder, load_pictures(recipe.data), device, display)
 
 
 def train(run: Run) -> dict[str, Any]:
     """The sparse stage alone; its network is sparse.safetensors."""
-    recipe = run.recipe
-    _train_fresh(run, _sparse(recipe))
+    _begin(run, deploys=False)
+    _train_fresh(run, _sparse(run.recipe))
     return _result(run, "sparse")
 
 
@@ -51,12 +52,16 @@ def finetune(run: Run, source: Path | None) -> dict[str, Any]:
         UsageError: the recipe has no [finetune], or there is no network to start from.
     """
     start = run.folder.network("pruned")
+    if run.recipe.finetune is None:
+        raise UsageError("finetune: the recipe has no [finetune] section; epochs = 16 there would do")
+    if source is None and not start.exists():
+        raise UsageError("finetune: --from FILE is needed: a network that slimfast.save wrote")
     if source is not None and not start.exists():
         model = slimfast.load(source)
+        rehearse(model, run.pictures.train)
+        run.folder.begin(run.recipe)
         slimfast.save(model, start)
-    if not start.exists():
-        raise UsageError("finetune: --from FILE is needed: a network that slimfast.save wrote")
-    _finetune(run)
+    _finetune(run, run.recipe.finetune)
     return _result(run, "finetuned")
 
 
@@ -70,6 +75,7 @@ def run_all(run: Run) -> dict[str, Any]:
     if folder.summary.exists():
         run.display.say(f"{folder.path}: finished already")
         return json.loads(folder.summary.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    _begin(run, deploys=True)
     seconds: dict[str, float] = {}
     if recipe.baseline:
         total = recipe.train.epochs + (recipe.finetune.epochs if recipe.finetune else 0)
@@ -77,11 +83,25 @@ def run_all(run: Run) -> dict[str, Any]:
     _train_fresh(run, _sparse(recipe))
     pruned = _timed(seconds, "prune", lambda: _prune(run))
     if recipe.finetune:
-        _finetune(run)
+        _finetune(run, recipe.finetune)
     _timed(seconds, "deploy", lambda: _deploy(run))
     summary = summarise(run, pruned.report, seconds)
     write_text_atomically(folder.summary, json.dumps(summary, indent=1) + "\n")
     return summary
+
+
+def _begin(run: Run, *, deploys: bool) -> None:
+    """Tries out the network before the folder holds anything that a corrected recipe would collide with."""
+    if not run.folder.recipe.exists():
+        model = _fresh(run)
+        build_optimizer(run.recipe, model, run.recipe.optimizer.lr, run.recipe.build_penalty())
+        rehearse(model, run.pictures.train, deploys=deploys)
+        run.folder.begin(run.recipe)
+
+
+def _fresh(run: Run) -> nn.Module:
+    torch.manual_seed(run.recipe.seed)
+    return build_model(run.recipe.model, run.pictures.train)
 
 
 def _sparse(recipe: Recipe) -> Stage:
@@ -89,18 +109,11 @@ def _sparse(recipe: Recipe) -> Stage:
 
 
 def _train_fresh(run: Run, stage: Stage) -> None:
-    if run.folder.network(stage.network).exists():
-        return
-    torch.manual_seed(run.recipe.seed)
-    model = build_model(run.recipe.model, run.pictures.train)
-    rehearse(model, run.pictures.example())
-    train_stage(run, stage, model)
+    if not run.folder.network(stage.network).exists():
+        train_stage(run, stage, _fresh(run))
 
 
-def _finetune(run: Run) -> None:
-    section = run.recipe.finetune
-    if section is None:
-        raise UsageError("finetune: the recipe has no [finetune] section; epochs = 16 there would do")
+def _finetune(run: Run, section: FinetuneSection) -> None:
     if not run.folder.network("finetuned").exists():
         stage = Stage("finetune", "finetuned", section.epochs, section.lr or run.recipe.optimizer.lr)
         train_stage(run, stage, run.folder.load("pruned"))

@@ -91,18 +91,21 @@ class ScheduleSection(_Section):
     """The learning rate over a stage: cosine to 0, or steps at shares of the stage."""
 
     kind: Annotated[Literal["cosine", "step"], _about("cosine or step")] = "cosine"
-    milestones: Annotated[list[float], _about("increasing shares of the stage")] = [
-        0.5,
-        0.75,
-    ]
-    factor: Annotated[float, _about("0 < factor < 1", gt=0, lt=1)] = 0.1
+    milestones: Annotated[list[float] | None, _about("increasing shares of the stage")] = None
+    factor: Annotated[float | None, _about("0 < factor < 1", gt=0, lt=1)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_of_the_papers(cls, given: object) -> object:
+        if isinstance(given, dict) and given.get("kind") == "step":
+            return {"milestones": [0.5, 0.75], "factor": 0.1, **given}
+        return given
 
     @model_validator(mode="after")
     def _milestones_are_shares(self) -> ScheduleSection:
-        stray = self.model_fields_set & {"milestones", "factor"}
-        if self.kind == "cosine" and stray:
-            raise ValueError(f"{min(stray)} belongs to kind = 'step', not 'cosine'")
-        bounded = [0.0, *self.milestones, 1.0]
+        if self.kind == "cosine" and (self.milestones is not None or self.factor is not None):
+            raise ValueError("milestones and factor belong to kind = 'step', not 'cosine'")
+        bounded = [0.0, *(self.milestones or []), 1.0]
         if any(a >= b for a, b in itertools.pairwise(bounded)):
             raise ValueError(f"milestones = {self.milestones}: accepted: increasing shares between 0 and 1")
         return self

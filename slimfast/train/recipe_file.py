@@ -80,7 +80,9 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 
 def _one_line(error: ValidationError, content: Mapping[str, Any]) -> str:
-    first = error.errors()[0]
+    mistakes = error.errors()
+    first = min(mistakes, key=lambda mistake: mistake["type"] != "extra_forbidden")  # a typo explains a gap
+
     path, section, value = _locate(first["loc"], content)
     if first["type"] == "extra_forbidden":
         known = list(section.model_fields)

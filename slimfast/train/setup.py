@@ -115,14 +115,23 @@ def _own_function(name: str) -> Callable[..., object]:
         sys.path.pop(0)
 
 
-def rehearse(model: nn.Module, example: Tensor) -> None:
-    """Prunes and saves a fresh network once: what slimfast cannot handle fails before the training.
+def rehearse(model: nn.Module, pictures: ImageSet, *, deploys: bool = False) -> None:
+    """Prunes, saves and maybe deploys a network once: what slimfast cannot handle fails before training.
 
     Raises:
         GraphError: the model cannot be traced, or does not take such pictures.
+        RunError: it gives anything but one score per class.
+        ValueError: a file cannot hold it.
     """
+    example = torch.zeros(2, *pictures.images.shape[1:])
+    pruned = slimfast.prune(model, example).model.eval()
+    found, wanted = tuple(pruned(example).shape), (2, len(pictures.classes))
+    if found != wanted:
+        raise RunError(f"{type(model).__name__} gives scores of shape {found} for 2 pictures, not {wanted}")
     with tempfile.TemporaryDirectory() as folder:
-        slimfast.save(slimfast.prune(model, example).model, Path(folder) / "rehearsal.safetensors")
+        slimfast.save(pruned, Path(folder) / "rehearsal.safetensors")
+        if deploys:
+            slimfast.save(slimfast.deploy(pruned, example), Path(folder) / "deployed.safetensors")
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module, lr: float, penalty: Penalty | None) -> ProxSGD:
@@ -150,4 +159,6 @@ def build_optimizer(recipe: Recipe, model: nn.Module, lr: float, penalty: Penalt
 def build_schedule(recipe: Recipe, lr: float) -> Schedule:
     """The recipe's schedule, starting at ``lr``."""
     section = recipe.schedule
-    return cosine(lr) if section.kind == "cosine" else steps(lr, section.milestones, section.factor)
+    if section.milestones is None or section.factor is None:
+        return cosine(lr)
+    return steps(lr, section.milestones, section.factor)
