@@ -1,4 +1,4 @@
-"""Convolution with what surrounds it in a network, in one pass: affine + ReLU before, bias + residual + ReLU after."""
+"""Convolution with what surrounds it in a network: affine and ReLU before; bias, residual, ReLU after."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ def reference(
         y = (y * scale.to(wide)[:, None, None] + shift.to(wide)[:, None, None]).relu()
     y = F.conv2d(y, weight.to(wide), None, stride, padding, dilation, groups)
     if bias is not None:
-        y = y + bias.to(wide)[:, None, None]
+        y = y + (bias if bias.dim() == 4 else bias[:, None, None])
     if residual is not None:
         y = y + residual
     y = y.relu() if relu else y
@@ -64,13 +64,13 @@ def conv(
         a = relu(scale * x + shift)            (a = x without scale and shift)
         y = conv(a, weight) + bias + residual  (y = relu(...) if relu)
 
-    The zero padding surrounds a, not x: a tap outside the image contributes 0, not relu(shift). Sums are kept in
-    float32 (float64 for float64). Not differentiable: for inference.
+    The zero padding surrounds a, not x: a tap outside the image contributes 0, not relu(shift). Sums are kept
+    in float32 (float64 for float64). Not differentiable: for inference.
 
     Args:
         x: [N, Cin, H, W], float64, float32, bfloat16 or float16, dense in torch.channels_last.
         weight: [Cout, Cin / groups, rows, columns], dtype of x, any strides.
-        bias: [Cout], dtype of x.
+        bias: [Cout], or a map [1, Cout, H', W'] of what each pixel gets; dtype of x.
         scale, shift: [Cin], dtype of x; both or neither.
         residual: [N or 1, Cout, H', W'], dtype of x; one image is added to all.
         relu: whether the result is clamped from below at 0.

@@ -1,0 +1,212 @@
+"""Convolution as an implicit matrix product on NHWC images, with what surrounds it in a network.
+
+[rows, K] x [K, channels], where a row is an output pixel and K runs over taps and input channels; the left matrix is
+never built. Source: Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", 2014, section 3.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def conv_kernel(
+    x_ptr,  # [N, H, W, C]
+    w_ptr,  # [taps, C / groups, O]
+    bias_ptr,  # [O], or [OH, OW, O] if BIAS_IS_MAP
+    scale_ptr,  # [C]
+    shift_ptr,  # [C]
+    residual_ptr,  # [residual_rows, O]
+    y_ptr,  # [N, OH, OW, O]
+    ROWS,  # N * OH * OW
+    H,
+    W,
+    OH,
+    OW,
+    C_UNITS,  # C / groups / ALIGN_C
+    O_UNITS,  # O / groups / ALIGN_O
+    RESIDUAL_ROWS,
+    TAPS: tl.constexpr,
+    TAPS_W: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DIL_H: tl.constexpr,
+    DIL_W: tl.constexpr,
+    HAS_PROLOGUE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BIAS_IS_MAP: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
+    ALIGN_C: tl.constexpr,  # of the input channels, of the output channels: 8 or 1
+    ALIGN_O: tl.constexpr,
+    PRECISION: tl.constexpr,  # of products of float32: "tf32" or "ieee"
+    WIDEN: tl.constexpr,  # multiply in the type of the sums: the interpreter cannot multiply bfloat16
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    C_GROUP, O_GROUP = C_UNITS * ALIGN_C, O_UNITS * ALIGN_O  # so the compiler knows that they are multiples
+    C, O = C_GROUP * tl.num_programs(1), O_GROUP * tl.num_programs(1)  # noqa: E741
+    tiles_n = tl.cdiv(O_GROUP, BN)
+    i_m, i_n, group = tl.program_id(0) // tiles_n, tl.program_id(0) % tiles_n, tl.program_id(1)
+    o_m = i_m * BM + tl.arange(0, BM)
+    o_n = i_n * BN + tl.arange(0, BN)
+    m_m, m_n = o_m < ROWS, o_n < O_GROUP
+    top = (o_m // OW) % OH * STRIDE_H - PAD_H
+    left = o_m % OW * STRIDE_W - PAD_W
+    first_line = (o_m // (OW * OH)).to(tl.int64) * H
+    x_ptr += group * C_GROUP
+    w_ptr += group * O_GROUP
+    acc = tl.zeros((BM, BN), dtype=ACC)
+    blocks = tl.cdiv(C_GROUP, BK)
+    for k in range(TAPS * blocks):
+        tap = k // blocks
+        h = top + tap // TAPS_W * DIL_H
+        w = left + tap % TAPS_W * DIL_W
+        inside = m_m & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+        o_c = k % blocks * BK + tl.arange(0, BK)
+        m_c = o_c < C_GROUP
+        o_x = ((first_line + h) * W + w) * C
+        o_w = (tap * C_GROUP + o_c).to(tl.int64) * O
+        m_a = inside[:, None] & m_c[None, :]
+        a = tl.load(x_ptr + o_x[:, None] + o_c[None, :], mask=m_a, other=0.0)
+        b = tl.load(w_ptr + o_w[:, None] + o_n[None, :], mask=m_c[:, None] & m_n[None, :], other=0.0)
+        if HAS_PROLOGUE:
+            scale = tl.load(scale_ptr + group * C_GROUP + o_c, mask=m_c, other=0.0).to(ACC)
+            shift = tl.load(shift_ptr + group * C_GROUP + o_c, mask=m_c, other=0.0).to(ACC)
+            z = a.to(ACC) * scale[None, :] + shift[None, :]
+            z = tl.where(z < 0, 0.0, z)
+            a = tl.where(m_a, z, 0.0).to(a.dtype)  # the padding is zero behind the ReLU, not before the affine
+        if WIDEN:
+            a, b = a.to(ACC), b.to(ACC)
+        if ACC == tl.float64:
+            acc += tl.sum(a[:, :, None] * b[None, :, :], 1)
+        else:
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    o_o = group * O_GROUP + o_n
+    m_y = m_m[:, None] & m_n[None, :]
+    if HAS_BIAS:
+        if BIAS_IS_MAP:
+            o_map = (o_m % (OH * OW)).to(tl.int64) * O
+            acc += tl.load(bias_ptr + o_map[:, None] + o_o[None, :], mask=m_y, other=0.0).to(ACC)
+        else:
+            acc += tl.load(bias_ptr + o_o, mask=m_n, other=0.0).to(ACC)[None, :]
+    if HAS_RESIDUAL:
+        o_r = (o_m % RESIDUAL_ROWS).to(tl.int64) * O
+        acc += tl.load(residual_ptr + o_r[:, None] + o_o[None, :], mask=m_y, other=0.0).to(ACC)
+    if RELU:
+        acc = tl.where(acc < 0, 0.0, acc)
+    o_y = o_m.to(tl.int64) * O
+    tl.store(y_ptr + o_y[:, None] + o_o[None, :], acc.to(y_ptr.dtype.element_ty), mask=m_y)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How the product is cut: rows, output channels and input channels per step of one program."""
+
+    rows: int
+    outputs: int
+    inputs: int
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+def tiles(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> Tiles:
+    """The cut for a product of these sizes per group: narrow for narrow layers, small where few would result.
+
+    Args:
+        rows: output pixels of all images.
+        outputs, inputs: channels per group.
+        dtype: of the images.
+    """
+    if dtype == torch.float64:
+        return Tiles(16, 16, 16)
+    bn = min(max(triton.next_power_of_2(outputs), 16), 64)
+    bk = min(max(triton.next_power_of_2(inputs), 16), 32 if dtype == torch.float32 else 64)
+    bm = 128
+    while bm > 16 and triton.cdiv(rows, bm) * triton.cdiv(outputs, bn) < 132:  # multiprocessors of an H100
+        bm //= 2
+    return Tiles(bm, bn, bk)
+
+
+def launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    n, c, h, w = x.shape
+    o, c_group, taps_h, taps_w = weight.shape
+    oh = (h + 2 * padding[0] - dilation[0] * (taps_h - 1) - 1) // stride[0] + 1
+    ow = (w + 2 * padding[1] - dilation[1] * (taps_w - 1) - 1) // stride[1] + 1
+    if c != c_group * groups or o % groups or min(oh, ow) < 1:
+        raise RuntimeError(f"conv: weight {list(weight.shape)}, groups {groups} do not fit x {list(x.shape)}")
+    y = torch.empty((n, o, oh, ow), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    if residual is not None and tuple(residual.shape) not in ((n, o, oh, ow), (1, o, oh, ow)):
+        raise RuntimeError(f"conv: residual {list(residual.shape)} does not fit the result {list(y.shape)}")
+    if not y.numel():
+        return y
+    rows = n * oh * ow
+    align_c, align_o = (8 if channels % 8 == 0 else 1 for channels in (c_group, o // groups))
+    cut = tiles(rows, o // groups, c_group, x.dtype)
+    ieee = x.device.type == "cuda" and not torch.backends.cudnn.allow_tf32
+    with torch.cuda.device_of(x):
+        conv_kernel[triton.cdiv(rows, cut.rows) * triton.cdiv(o // groups, cut.outputs), groups](
+            _nhwc(x),
+            weight.permute(2, 3, 1, 0).contiguous(),
+            _nhwc(bias),
+            scale,
+            shift,
+            _nhwc(residual),
+            y,
+            rows,
+            h,
+            w,
+            oh,
+            ow,
+            c_group // align_c,
+            o // groups // align_o,
+            RESIDUAL_ROWS=1 if residual is None else residual.shape[0] * oh * ow,
+            TAPS=taps_h * taps_w,
+            TAPS_W=taps_w,
+            STRIDE_H=stride[0],
+            STRIDE_W=stride[1],
+            PAD_H=padding[0],
+            PAD_W=padding[1],
+            DIL_H=dilation[0],
+            DIL_W=dilation[1],
+            HAS_PROLOGUE=scale is not None,
+            HAS_BIAS=bias is not None,
+            BIAS_IS_MAP=bias is not None and bias.dim() == 4,
+            HAS_RESIDUAL=residual is not None,
+            RELU=relu,
+            ALIGN_C=align_c,
+            ALIGN_O=align_o,
+            PRECISION="ieee" if ieee else "tf32",
+            WIDEN=x.device.type == "cpu",
+            BM=cut.rows,
+            BN=cut.outputs,
+            BK=cut.inputs,
+            num_warps=cut.num_warps,
+            num_stages=cut.num_stages,
+        )
+    return y
+
+
+def _nhwc(x: Tensor | None) -> Tensor | None:
+    """Dense in the kernel's order; without a copy if it is so already."""
+    return x.contiguous(memory_format=torch.channels_last) if x is not None and x.dim() == 4 else x
