@@ -67,4 +67,4 @@ struct SgdStep {
 
 // One pass over all tensors on the CPU; every kind and group index must be valid.
 extern "C" __attribute__((visibility("default"))) void slimfast_prox_sgd_cpu(
-    const slimfast::SgdTensor* tensors, int64_t count, const slimfast::SgdGroup* groups);
+    const slimfast::SgdTensor* tensors, int64_t count, const slimfast::SgdGroup* groups, int64_t group_count);

@@ -32,7 +32,8 @@ SLIMFAST_SIMD void advance(T* p, const T* d, T* m, int64_t n, const SgdStep<T>& 
 
 // d = direction + scale penalty'(p)
 template <Kind K, class T>
-SLIMFAST_SIMD void penalised_direction(const T* p, const T* g, T* __restrict d, int64_t n, const SgdStep<T>& step, const SgdGroup& h) {
+SLIMFAST_SIMD void penalised_direction(const T* p, const T* g, T* __restrict d, int64_t n, const SgdStep<T>& step,
+                                       const SgdGroup& h) {
   const SgdStep<T> s = step;
   const double lam = h.lam, shape = h.shape;
   const T scale = static_cast<T>(h.subgradient_scale);
@@ -79,35 +80,48 @@ void store(void* stored, Number type, int64_t begin, int64_t n, const T* block) 
     with_type(type, [&](auto* as) { convert(static_cast<decltype(as)>(stored) + begin, block, n); });
 }
 
+// What a group's tensors share, computed once.
+struct Constants {
+  SgdGroup group;
+  SgdStep<float> single;
+  SgdStep<double> wide;
+  Prox prox;
+  bool has_prox, has_subgradient;
+
+  explicit Constants(const SgdGroup& h)
+      : group(h), single(h), wide(h), prox(make_prox(h.kind, h.lam, h.shape, h.prox_step)),
+        has_prox(h.has_prox()), has_subgradient(h.has_subgradient()) {}
+};
+
 template <class T>
-void run_tensor(const SgdTensor& t, const SgdGroup& h, int64_t begin, int64_t end) {
-  const SgdStep<T> constants(h);
-  const Prox prox = make_prox(h.kind, h.lam, h.shape, h.prox_step);
+void run_tensor(const SgdTensor& t, const Constants& c, const SgdStep<T>& constants, int64_t begin, int64_t end) {
+  const SgdGroup& h = c.group;
   alignas(64) T spare[4][BLOCK];
   for (int64_t i = begin; i < end; i += BLOCK) {
     const int64_t n = std::min(BLOCK, end - i);
     T* p = load(t.param, t.param_type, i, n, spare[0]);
     const T* g = load(t.grad, t.grad_type, i, n, spare[1]);
     T* m = t.momentum ? load(t.momentum, t.momentum_type, i, n, spare[2]) : nullptr;
-    if (h.has_subgradient()) {
+    if (c.has_subgradient) {
       dispatch_kind(h.kind, [&](auto K) { penalised_direction<K()>(p, g, spare[3], n, constants, h); });
       advance(p, spare[3], m, n, constants);
     } else {
       step(p, g, m, n, constants);
     }
-    if (h.has_prox()) dispatch_kind(h.kind, [&](auto K) { shrink<K()>(p, n, prox); });
+    if (c.has_prox) dispatch_kind(h.kind, [&](auto K) { shrink<K()>(p, n, c.prox); });
     store(t.param, t.param_type, i, n, p);
     if (m) store(t.momentum, t.momentum_type, i, n, m);
   }
 }
 
-void run_range(const SgdTensor* tensors, int64_t count, const SgdGroup* groups, int64_t begin, int64_t end) {
+void run_range(const SgdTensor* tensors, int64_t count, const std::vector<Constants>& groups, int64_t begin, int64_t end) {
   for (int64_t i = 0, start = 0; i < count && start < end; start += tensors[i++].numel) {
     const SgdTensor& t = tensors[i];
     const int64_t from = std::max<int64_t>(begin - start, 0), to = std::min(end - start, t.numel);
     if (from >= to) continue;
-    if (t.param_type == Number::F64) run_tensor<double>(t, groups[t.group], from, to);
-    else run_tensor<float>(t, groups[t.group], from, to);
+    const Constants& c = groups[t.group];
+    if (t.param_type == Number::F64) run_tensor(t, c, c.wide, from, to);
+    else run_tensor(t, c, c.single, from, to);
   }
 }
 
@@ -120,18 +134,20 @@ void prox_sgd_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vecto
   const auto groups = sgd_groups(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step, kind, lam, shape,
                                  prox_step, subgradient_scale);
   SgdTensors tensors(params, grads, momentum_buffers, group, groups);
-  slimfast_prox_sgd_cpu(tensors.table.data(), tensors.table.size(), groups.data());
+  slimfast_prox_sgd_cpu(tensors.table.data(), tensors.table.size(), groups.data(), groups.size());
   tensors.copy_back();
 }
 
 }  // namespace
 }  // namespace slimfast
 
-void slimfast_prox_sgd_cpu(const slimfast::SgdTensor* tensors, int64_t count, const slimfast::SgdGroup* groups) {
+void slimfast_prox_sgd_cpu(const slimfast::SgdTensor* tensors, int64_t count, const slimfast::SgdGroup* groups,
+                           int64_t group_count) {
+  const std::vector<slimfast::Constants> constants(groups, groups + group_count);
   int64_t total = 0;
   for (int64_t i = 0; i < count; ++i) total += tensors[i].numel;
   torch::stable::parallel_for(0, total, slimfast::GRAIN, [&](int64_t begin, int64_t end) {
-    slimfast::run_range(tensors, count, groups, begin, end);
+    slimfast::run_range(tensors, count, constants, begin, end);
   });
 }
 

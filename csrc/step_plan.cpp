@@ -58,11 +58,15 @@ class Handle {
 
   // Memory of a tensor that has exactly this layout, else null. Empty tensors are null too.
   void* data(const Layout& expected) const {
-    const auto own = layout();
+    int32_t layout, device, dtype;
+    int64_t dim, *sizes, *strides;
     void* data = nullptr;
-    if (!own || own->dtype != expected.dtype || own->dim != expected.dim) return nullptr;
-    if (!std::equal(own->sizes, own->sizes + own->dim, expected.sizes)) return nullptr;
-    if (!std::equal(own->strides, own->strides + own->dim, expected.strides)) return nullptr;
+    if (aoti_torch_get_layout(handle_, &layout) || layout != aoti_torch_layout_strided()) return nullptr;
+    if (aoti_torch_get_device_type(handle_, &device) || device != aoti_torch_device_type_cpu()) return nullptr;
+    if (aoti_torch_get_dtype(handle_, &dtype) || dtype != expected.dtype) return nullptr;
+    if (aoti_torch_get_dim(handle_, &dim) || dim != expected.dim) return nullptr;
+    if (aoti_torch_get_sizes(handle_, &sizes) || !std::equal(sizes, sizes + dim, expected.sizes)) return nullptr;
+    if (aoti_torch_get_strides(handle_, &strides) || !std::equal(strides, strides + dim, expected.strides)) return nullptr;
     return aoti_torch_get_data_ptr(handle_, &data) ? nullptr : data;
   }
 
@@ -131,14 +135,18 @@ int64_t dense_numel(const Layout& layout) {
 class StepPlan {
  public:
   // params: for each group its list of parameters; states: in the same order, each parameter's state dict or None.
-  StepPlan(py::list params, py::list states) : momentum_key_("momentum_buffer") {
+  StepPlan(py::list params, py::list states)
+      : momentum_key_(py::reinterpret_steal<py::str>(PyUnicode_InternFromString("momentum_buffer"))) {
     increment_version_ = py::module_::import("torch._C").attr("_increment_version");
     for (size_t group = 0; group < params.size(); ++group) {
       auto list = params[group].cast<py::list>();
       auto dicts = states[group].cast<py::list>();
       lists_.push_back(list);
       std::vector<Entry> entries;
-      for (size_t i = 0; i < list.size(); ++i) entries.push_back(entry(list[i], dicts[i]));
+      for (size_t i = 0; i < list.size(); ++i) {
+        entries.push_back(entry(list[i], dicts[i]));
+        all_params_.append(list[i]);
+      }
       groups_.push_back(std::move(entries));
     }
   }
@@ -148,23 +156,26 @@ class StepPlan {
     if (params.size() != groups_.size()) return false;
     hyper_.clear();
     table_.clear();
-    py::list changed;
+    changed_.clear();
     for (size_t group = 0; group < groups_.size(); ++group) {
       hyper_.push_back(parse(rows[group]));
-      if (!gather(group, params[group].ptr(), changed)) return false;
+      if (!gather(group, params[group].ptr())) return false;
     }
-    slimfast_prox_sgd_cpu(table_.data(), static_cast<int64_t>(table_.size()), hyper_.data());
-    increment_version_(changed);  // autograd must notice, as after any in-place op
+    slimfast_prox_sgd_cpu(table_.data(), static_cast<int64_t>(table_.size()), hyper_.data(),
+                          static_cast<int64_t>(hyper_.size()));
+    increment_version();
     return true;
   }
 
  private:
   py::str momentum_key_;
   py::object increment_version_;
+  py::list all_params_;
   std::vector<py::list> lists_;
   std::vector<std::vector<Entry>> groups_;
   std::vector<SgdGroup> hyper_;
   std::vector<SgdTensor> table_;
+  std::vector<const Entry*> changed_;
 
   static Entry entry(py::handle param, py::handle state) {
     PyTensor tensor(param);
@@ -185,7 +196,18 @@ class StepPlan {
             static_cast<int64_t>(number(8)), number(9) != 0, number(10) != 0, false};
   }
 
-  bool gather(size_t group, PyObject* list, py::list& changed) {
+  // Lets autograd notice the change, as after any in-place op.
+  void increment_version() {
+    if (changed_.size() == all_params_.size()) {
+      increment_version_(all_params_);
+      return;
+    }
+    py::list some;
+    for (const Entry* entry : changed_) some.append(entry->param.object());
+    increment_version_(some);
+  }
+
+  bool gather(size_t group, PyObject* list) {
     const auto& entries = groups_[group];
     if (list != lists_[group].ptr() || PyList_GET_SIZE(list) != static_cast<Py_ssize_t>(entries.size())) return false;
     const bool has_momentum = hyper_[group].momentum != 0;
@@ -200,7 +222,7 @@ class StepPlan {
                     entry.numel, static_cast<int32_t>(group), entry.number, entry.number, entry.number};
       if (!row.param || !row.grad || (has_momentum && !row.momentum)) return false;
       table_.push_back(row);
-      changed.append(entry.param.object());
+      changed_.push_back(&entry);
     }
     return true;
   }
