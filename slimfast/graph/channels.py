@@ -38,8 +38,8 @@ class Channels:
 class Value:
     """How the rewritten graph holds a tensor x of the traced one.
 
-    x[:, c] = node[:, j] + offset[c] if c is the j-th held channel, and offset[c] if c is constant. A channel
-    that is neither is read by nobody. Whatever is held, all sizes but that of dimension 1 are those of x.
+    Of the channels that are wanted or constant, x[:, c] = node[:, j] + offset[c] if c is the j-th held one, else
+    offset[c]. Others may be held too, and hold anything. All sizes of the node but that of dimension 1 are x's.
 
     Attributes:
         node: in the new graph.

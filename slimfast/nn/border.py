@@ -52,10 +52,10 @@ class BorderConv2d(nn.Conv2d):
         self._maps: dict[tuple[object, ...], Tensor] = {}
 
     def _take_no_input(self, device: torch.device | str | None) -> None:
-        self.in_channels = 0
-        self.weight = nn.Parameter(torch.empty_like(self.weight[:, :0], device=device))
+        self.in_channels, dtype = 0, self.weight.dtype
+        self.weight = nn.Parameter(torch.empty(self.out_channels, 0, *self.kernel_size, device=device, dtype=dtype))
         if self.bias is not None:
-            self.bias = nn.Parameter(torch.zeros_like(self.bias, device=device))
+            self.bias = nn.Parameter(torch.zeros(self.out_channels, device=device, dtype=dtype))
 
     @classmethod
     def of(cls, conv: nn.Conv2d, border_weight: Tensor) -> "BorderConv2d":

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from slimfast.graph.channels import Call
-from slimfast.graph.rules.elementwise import AvgPool, Dropout, Elementwise, Flatten, Mean, Pool
+from slimfast.graph.rules.elementwise import AvgPool, Dropout, Elementwise, Flatten, Mean, Pool, Same
 from slimfast.graph.rules.join import Add, Cat
 from slimfast.graph.rules.kept import Bias, Carrier, Place, Select
 from slimfast.graph.rules.linear import Conv2d, Linear
@@ -28,7 +28,8 @@ _OPERATIONS: list[tuple[Rule, list[Operation]]] = [
     (Elementwise(), [F.relu, F.relu6, F.leaky_relu, F.elu, F.silu, F.gelu, F.mish, F.sigmoid, F.tanh]),
     (Elementwise(), [F.hardtanh, F.hardswish, F.hardsigmoid, torch.relu, torch.sigmoid, torch.tanh]),
     (Elementwise(), ["relu", "sigmoid", "tanh"]),
-    (Dropout(), [nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity, "contiguous"]),
+    (Dropout(), [nn.Dropout, nn.Dropout1d, nn.Dropout2d]),
+    (Same(), [nn.Identity]),
     (Pool(), [nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d]),
     (Pool(), [F.max_pool2d, torch.max_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d]),
     (AvgPool(), [nn.AvgPool2d, F.avg_pool2d]),

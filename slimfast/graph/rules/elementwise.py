@@ -31,6 +31,19 @@ class Elementwise(Rule):
         return Value(node, value.held, call.facts.value)
 
 
+class Same(Rule):
+    """y = x."""
+
+    def facts(self, call: Call) -> Channels:
+        return call.inputs[0].facts
+
+    def demands(self, call: Call) -> Demands:
+        return [call.wanted]
+
+    def emit(self, call: Call, builder: Builder) -> Value:
+        return call.inputs[0].value
+
+
 class Dropout(Elementwise):
     """Passes constants on as in eval mode, where it does nothing."""
 
@@ -84,7 +97,9 @@ class Flatten(Rule):
     """[N, C, *] to [N, C * features]: each channel becomes a run of features."""
 
     def accepts(self, call: Call) -> bool:
-        shape = call.inputs[0].shape if call.inputs else None
+        if not call.inputs or call.node.args[:1] != (call.inputs[0].node,):
+            return False
+        shape = call.inputs[0].shape
         if shape is None or len(shape) < 2 or call.shape != (shape[0], math.prod(shape[1:])):
             return False
         return call.node.target not in ("view", "reshape", torch.reshape) or _keeps_batch(call)
@@ -95,7 +110,8 @@ class Flatten(Rule):
 
     def demands(self, call: Call) -> Demands:
         assert call.wanted is not None
-        return [call.wanted.view(call.inputs[0].count, -1).any(1)]
+        sizes: Demands = [None] * (len(call.inputs) - 1)  # of x.view(x.size(0), -1): not needed any more
+        return [call.wanted.view(call.inputs[0].count, -1).any(1), *sizes]
 
     def emit(self, call: Call, builder: Builder) -> Value:
         source = call.inputs[0]

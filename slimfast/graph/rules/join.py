@@ -33,7 +33,7 @@ class Add(Rule):
             [source] = reading
             other = b if source is a else a
             offset = torch.where(call.facts.live, source.value.offset + other.facts.value, offset)
-            return Value(source.value.node, source.value.held & ~other.facts.live, offset)
+            return Value(source.value.node, source.value.held, offset)
         if torch.equal(a.value.held, b.value.held):
             held, left, right = a.value.held, a.value.node, b.value.node
             rest = (a.value.offset + b.value.offset)[held]

@@ -18,7 +18,7 @@ class Conv2d(Rule):
         return _conv(call).groups == 1 and len(call.shape or ()) == 4
 
     def facts(self, call: Call) -> Channels:
-        module, source = _conv(call), call.inputs[0].facts
+        module, source = _conv(call), _read(call)
         kernel = _contribution(module, source.value)
         live = _filters(module.weight[:, source.live.to(module.weight.device)])
         if _pads_zeros(module):
@@ -28,6 +28,8 @@ class Conv2d(Rule):
     def demands(self, call: Call) -> Demands:
         assert call.wanted is not None
         weight = _conv(call).weight.detach()
+        if not weight.shape[1]:
+            return [torch.zeros_like(call.inputs[0].facts.live)]
         read = _filters(weight[call.wanted.to(weight.device)].transpose(0, 1))
         return [call.inputs[0].facts.live & read]
 
@@ -39,9 +41,10 @@ class Conv2d(Rule):
         [read] = self.demands(call)
         assert read is not None
         node, _ = builder.place(value, read)
-        counted = read | ~call.inputs[0].facts.live
-        kernel = _contribution(_conv(call), torch.where(counted, value.offset, 0.0))[call.wanted]
-        module = _conv(call)
+        module, source = _conv(call), _read(call)
+        read = read[: len(source.live)]
+        counted = torch.where(read | ~source.live, value.offset[: len(read)], 0.0)
+        kernel = _contribution(module, counted)[call.wanted]
         _narrow(module, call.wanted, read)
         offset = call.facts.value.clone()
         if _pads_zeros(module):
@@ -81,6 +84,11 @@ class Linear(Rule):
         offset = call.facts.value.clone()
         offset[call.wanted] = _into_bias(module, constant[call.wanted])
         return Value(builder.copy(call, {source.node: node}), call.wanted, offset)
+
+
+def _read(call: Call) -> Channels:
+    """Facts about the channels that a convolution reads: none, if it reads its input for the size alone."""
+    return call.inputs[0].facts if _conv(call).in_channels else Channels.unknown(0)
 
 
 def _conv(call: Call) -> nn.Conv2d:
