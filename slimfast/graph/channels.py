@@ -38,8 +38,8 @@ class Channels:
 class Value:
     """How the rewritten graph holds a tensor x of the traced one.
 
-    Of the channels that are wanted or constant, x[:, c] = node[:, j] + offset[c] if c is the j-th held one, else
-    offset[c]. Others may be held too, and hold anything. All sizes of the node but that of dimension 1 are x's.
+    Of the channels that are wanted or constant, x[:, c] = node[:, j] + offset[c] if c is the j-th held one,
+    else offset[c]. Others may be held too, and hold anything. All sizes but that of dimension 1 are x's own.
 
     Attributes:
         node: in the new graph.

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from slimfast.graph import vocabulary
 from slimfast.graph.describe import all_tensors
+from slimfast.graph.trace import assemble
 
 _PATH = re.compile(r"[A-Za-z0-9_]{1,128}(\.[A-Za-z0-9_]{1,128}){0,31}")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
@@ -44,10 +45,8 @@ def rebuild(structure: object, tensors: dict[str, Tensor]) -> fx.GraphModule:
         _add_module(root, _matching(_PATH, name, "module name"), described, tensors)
     _attach(root, parts["tensors"], tensors)
     graph = _graph(parts["nodes"], root)
-    result = fx.GraphModule(root, graph, class_name=_identifier(parts["name"], "class name"))
-    for name, module in result.named_modules(remove_duplicate=False):
-        module.training = root.get_submodule(name).training if name else parts["training"]
-    return result
+    root.training = parts["training"]
+    return assemble(root, graph, _identifier(parts["name"], "class name"))
 
 
 def _fields(described: object, what: str, kinds: dict[str, type]) -> dict[str, Any]:

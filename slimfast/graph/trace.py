@@ -67,6 +67,11 @@ def assemble(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
     result.recompile()
     for path, module in result.named_modules(remove_duplicate=False):
         module.training = modes.get(path, root.training)
+    for path, module in root.named_modules():
+        for name in module._non_persistent_buffers_set & _buffers_at(
+            result, path
+        ):  # fx makes them persistent
+            result.get_submodule(path)._non_persistent_buffers_set.add(name)
     return result
 
 
@@ -115,6 +120,13 @@ class _ShapeRecorder(fx.Interpreter):
         if isinstance(result, Tensor):
             n.meta.update(shape=tuple(result.shape), dtype=result.dtype, device=result.device)
         return result
+
+
+def _buffers_at(module: nn.Module, path: str) -> set[str]:
+    try:
+        return set(module.get_submodule(path)._buffers)
+    except AttributeError:  # nothing below this path is called
+        return set()
 
 
 def _shapes(arguments: tuple[Any, ...]) -> str:

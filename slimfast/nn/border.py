@@ -53,7 +53,8 @@ class BorderConv2d(nn.Conv2d):
 
     def _take_no_input(self, device: torch.device | str | None) -> None:
         self.in_channels, dtype = 0, self.weight.dtype
-        self.weight = nn.Parameter(torch.empty(self.out_channels, 0, *self.kernel_size, device=device, dtype=dtype))
+        size = (self.out_channels, 0, *self.kernel_size)
+        self.weight = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
         if self.bias is not None:
             self.bias = nn.Parameter(torch.zeros(self.out_channels, device=device, dtype=dtype))
 
