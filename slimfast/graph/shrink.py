@@ -8,7 +8,7 @@ from slimfast.graph.builder import Builder
 from slimfast.graph.channels import Call
 from slimfast.graph.rules import Rulebook
 from slimfast.graph.rules.rule import Rule
-from slimfast.graph.trace import assemble
+from slimfast.graph.trace import assemble, drop_unused
 
 
 def shrink(traced: fx.GraphModule, retained: Mapping[str, Tensor]) -> fx.GraphModule:
@@ -35,7 +35,9 @@ def shrink(traced: fx.GraphModule, retained: Mapping[str, Tensor]) -> fx.GraphMo
             builder.begin(call)
             call.value = rule.emit(call, builder)
     builder.graph.lint()
-    return assemble(traced, builder.graph, type(traced).__name__)
+    pruned = assemble(traced, builder.graph, type(traced).__name__)
+    drop_unused(pruned)
+    return pruned
 
 
 def _forward(

@@ -42,7 +42,15 @@ def trace(model: nn.Module, example_inputs: object) -> fx.GraphModule:
     traced = symbolic(model)
     record_shapes(traced, example_inputs)
     make_out_of_place(traced)
+    drop_unused(traced)
     return traced
+
+
+def drop_unused(traced: fx.GraphModule) -> None:
+    """Takes out calls whose result nobody reads, and their modules; no call may write into a tensor."""
+    traced.graph.eliminate_dead_code()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
 
 
 def symbolic(model: nn.Module) -> fx.GraphModule:
@@ -62,9 +70,6 @@ def assemble(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
     """`graph` over those modules of `root` that it calls, in their modes; its class is called `name`."""
     modes = {path: module.training for path, module in root.named_modules(remove_duplicate=False)}
     result = fx.GraphModule(root, graph, class_name=name)
-    result.graph.eliminate_dead_code()
-    result.delete_all_unused_submodules()
-    result.recompile()
     for path, module in result.named_modules(remove_duplicate=False):
         module.training = modes.get(path, root.training)
     for path, module in root.named_modules():
