@@ -1,0 +1,77 @@
+"""What every penalty is."""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from slimfast import ops
+from slimfast.ops._kinds import Kind, check_number
+
+
+@dataclass(frozen=True)
+class Penalty(ABC):
+    """A penalty on single numbers, the same for all of them; the total is ``value(x).sum()``.
+
+    Attributes:
+        lam: weight, finite, >= 0.
+    """
+
+    kind: ClassVar[Kind]
+    lam: float
+
+    def __post_init__(self) -> None:
+        check_number("lam", self.lam)
+
+    @property
+    @abstractmethod
+    def shape(self) -> float:
+        """The second parameter (p, a or gamma), 0.0 for a penalty that has none."""
+
+    def value(self, x: Tensor) -> Tensor:
+        """penalty(x) element by element, with x's shape; differentiable. See ops.penalty_value."""
+        return ops.penalty_value(x, self.kind, self.lam, self.shape)
+
+    def grad(self, x: Tensor) -> Tensor:
+        """penalty'(x) element by element, 0 at x = 0. See ops.penalty_grad."""
+        return ops.penalty_grad(x, self.kind, self.lam, self.shape)
+
+    def prox(self, x: Tensor, step: float) -> Tensor:
+        """argmin_u 0.5 (u - x)^2 + step * penalty(u), element by element, step >= 0. See ops.prox."""
+        return ops.prox(x, self.kind, self.lam, self.shape, step)
+
+    def envelope_grad(self, x: Tensor, beta: float) -> Tensor:
+        """Gradient beta * (x - prox(x, 1 / beta)) of the Moreau envelope min_u penalty(u) + beta/2 (u - x)^2.
+
+        Args:
+            x: floating-point or complex, any shape.
+            beta: finite, > 0.
+
+        Raises:
+            ValueError: beta out of range.
+
+        Source: Bui et al., Front. Appl. Math. Stat. 6, 2021 (the splitting's gradient, in closed form).
+        """
+        if not 0 < beta < float("inf"):
+            raise ValueError(f"beta: {beta} is not a finite number > 0")
+        return beta * (x.detach() - self.prox(x, 1 / beta))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, which `from_dict` takes and a checkpoint can hold."""
+        return {"kind": type(self).__name__, **asdict(self)}
+
+
+def check_range(penalty: Penalty, name: str, low: float, high: float = float("inf")) -> None:
+    """Raises ValueError unless low < parameter < high."""
+    value = getattr(penalty, name)
+    if not low < value < high:
+        accepted = f"{name} > {low:g}" if high == float("inf") else f"{low:g} < {name} < {high:g}"
+        raise ValueError(f"{type(penalty).__name__}: {name} = {value}; accepted: finite, {accepted}")
+
+
+def check_cutoff(name: str, lam: float, cutoff: float) -> None:
+    """Raises ValueError unless lam and cutoff are finite and above 0."""
+    for argument, value in (("lam", lam), ("cutoff", cutoff)):
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name}.with_cutoff: {argument} = {value}; accepted: finite, {argument} > 0")

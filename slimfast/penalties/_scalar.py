@@ -1,0 +1,154 @@
+"""The penalties of the network slimming papers."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from slimfast.ops._kinds import Kind
+from slimfast.penalties._base import Penalty, check_cutoff, check_range
+
+
+@dataclass(frozen=True)
+class L0(Penalty):
+    """lam * [x != 0]. Its proximal operator keeps |x| > sqrt(2 step lam) as it is and zeroes the rest.
+
+    Args:
+        lam: weight, finite, >= 0.
+    """
+
+    kind: ClassVar[Kind] = Kind.L0
+
+    @property
+    def shape(self) -> float:
+        """Unused."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class L1(Penalty):
+    """lam |x|, whose proximal operator is soft thresholding.
+
+    Args:
+        lam: weight, finite, >= 0.
+
+    Source: Liu et al., "Network Slimming", ICCV 2017.
+    """
+
+    kind: ClassVar[Kind] = Kind.L1
+
+    @property
+    def shape(self) -> float:
+        """Unused."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Lp(Penalty):
+    """lam |x|^p.
+
+    Args:
+        lam: weight, finite, >= 0.
+        p: in (0, 1).
+
+    Source: Bui et al., IEEE Access 9, 2021; proximal operator: Marjanovic & Solo 2012.
+    """
+
+    kind: ClassVar[Kind] = Kind.LP
+    p: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "p", 0, 1)
+
+    @property
+    def shape(self) -> float:
+        """p."""
+        return self.p
+
+
+@dataclass(frozen=True)
+class TL1(Penalty):
+    """Transformed L1: lam (a + 1) |x| / (a + |x|); close to L0 for small a, to L1 for large a.
+
+    Args:
+        lam: weight, finite, >= 0.
+        a: finite, > 0.
+
+    Source: Zhang & Xin, CMS 15(2), 2017; on BatchNorm scales: Bui et al., IEEE Access 9, 2021.
+    """
+
+    kind: ClassVar[Kind] = Kind.TL1
+    a: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "a", 0)
+
+    @property
+    def shape(self) -> float:
+        """a."""
+        return self.a
+
+
+@dataclass(frozen=True)
+class MCP(Penalty):
+    """Minimax concave: lam |x| - x^2 / (2 gamma) up to |x| = gamma lam, constant beyond.
+
+    Nothing beyond gamma * lam is shrunk: with a lam of 1e-4, scales that start at 0.5 need a gamma of at least
+    5,000. `with_cutoff` says it directly.
+
+    Args:
+        lam: weight, finite, >= 0.
+        gamma: finite, > 0.
+
+    Source: Zhang, Ann. Statist. 38(2), 2010.
+    """
+
+    kind: ClassVar[Kind] = Kind.MCP
+    gamma: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "gamma", 0)
+
+    @classmethod
+    def with_cutoff(cls, lam: float, cutoff: float) -> "MCP":
+        """MCP that shrinks nothing beyond |x| = cutoff (finite, > 0): gamma = cutoff / lam."""
+        check_cutoff(cls.__name__, lam, cutoff)
+        return cls(lam, cutoff / lam)
+
+    @property
+    def shape(self) -> float:
+        """gamma."""
+        return self.gamma
+
+
+@dataclass(frozen=True)
+class SCAD(Penalty):
+    """Smoothly clipped absolute deviation: lam |x| up to lam, then a parabola, constant beyond a lam.
+
+    Nothing beyond a * lam is shrunk; see `MCP`.
+
+    Args:
+        lam: weight, finite, >= 0.
+        a: finite, > 2.
+
+    Source: Fan & Li, JASA 96, 2001.
+    """
+
+    kind: ClassVar[Kind] = Kind.SCAD
+    a: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "a", 2)
+
+    @classmethod
+    def with_cutoff(cls, lam: float, cutoff: float) -> "SCAD":
+        """SCAD that shrinks nothing beyond |x| = cutoff (finite, > 2 lam): a = cutoff / lam."""
+        check_cutoff(cls.__name__, lam, cutoff)
+        return cls(lam, cutoff / lam)
+
+    @property
+    def shape(self) -> float:
+        """a."""
+        return self.a
