@@ -93,7 +93,7 @@ class TL1(Penalty):
 class MCP(Penalty):
     """Minimax concave: lam |x| - x^2 / (2 gamma) up to |x| = gamma lam, constant beyond.
 
-    Nothing beyond gamma * lam is shrunk: with a lam of 1e-4, scales that start at 0.5 need a gamma of at least
+    Nothing beyond gamma * lam is shrunk: with lam = 1e-4, scales that start at 0.5 need a gamma of at least
     5,000. `with_cutoff` says it directly.
 
     Args:
