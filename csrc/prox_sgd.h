@@ -18,8 +18,8 @@ struct SgdGroup {
   bool nesterov, maximize;
   bool first_step;  // the momentum buffer holds nothing yet: it becomes d, whatever the dampening
 
-  bool has_prox() const { return prox_step != 0 && lam != 0 && kind != 0; }
-  bool has_subgradient() const { return subgradient_scale != 0 && lam != 0 && kind != 0; }
+  SLIMFAST_HD bool has_prox() const { return prox_step != 0 && lam != 0 && kind != 0; }
+  SLIMFAST_HD bool has_subgradient() const { return subgradient_scale != 0 && lam != 0 && kind != 0; }
 };
 
 struct SgdTensor {
@@ -37,7 +37,7 @@ struct SgdStep {
   T sign, lr, momentum, keep, weight_decay;
   bool decays, nesterov, first_step;
 
-  explicit SgdStep(const SgdGroup& h)
+  SLIMFAST_HD explicit SgdStep(const SgdGroup& h)
       : sign(h.maximize ? T(-1) : T(1)),
         lr(static_cast<T>(-h.lr)),
         momentum(static_cast<T>(h.momentum)),

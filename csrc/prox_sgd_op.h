@@ -33,7 +33,8 @@ inline Number number_of(const Tensor& t, const char* name) {
 inline bool is_dense(const Tensor& t) {
   std::vector<std::pair<int64_t, int64_t>> axes;  // stride, size
   for (int64_t d = 0; d < t.dim(); ++d)
-    if (t.size(d) != 1) axes.emplace_back(t.stride(d), t.size(d));
+    if (t.size(d) == 0) return true;
+    else if (t.size(d) != 1) axes.emplace_back(t.stride(d), t.size(d));
   std::sort(axes.begin(), axes.end());
   int64_t expected = 1;
   for (auto [stride, size] : axes) {

@@ -123,12 +123,16 @@ std::optional<Number> number_of(int32_t dtype) {
 
 // The number of elements if they fill their memory without gap or overlap, else -1.
 int64_t dense_numel(const Layout& layout) {
-  int64_t order[MAX_DIM], expected = 1, used = 0;
+  std::vector<std::pair<int64_t, int64_t>> axes;  // stride, size
   for (int64_t d = 0; d < layout.dim; ++d)
-    if (layout.sizes[d] != 1) order[used++] = d;
-  std::sort(order, order + used, [&](int64_t a, int64_t b) { return layout.strides[a] < layout.strides[b]; });
-  for (int64_t i = 0; i < used; expected *= layout.sizes[order[i++]])
-    if (layout.strides[order[i]] != expected && layout.sizes[order[i]] != 0) return -1;
+    if (layout.sizes[d] == 0) return 0;
+    else if (layout.sizes[d] != 1) axes.emplace_back(layout.strides[d], layout.sizes[d]);
+  std::sort(axes.begin(), axes.end());
+  int64_t expected = 1;
+  for (auto [stride, size] : axes) {
+    if (stride != expected) return -1;
+    expected *= size;
+  }
   return expected;
 }
 
