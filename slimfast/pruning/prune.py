@@ -1,6 +1,5 @@
 """slimfast.prune: fewer channels, the same outputs."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from slimfast.graph import record_shapes, shrink, trace
 from slimfast.pruning.report import PruneReport, Snapshot, compare
-from slimfast.pruning.zeros import Importance, choose, magnitude
+from slimfast.pruning.zeros import Importance, Policy, choose, magnitude
 
 
 @dataclass(frozen=True)
@@ -40,73 +39,55 @@ def prune(
 ) -> PruneResult:
     """Removes channels whose BatchNorm scale is zero, and all that follows, without changing the outputs.
 
-    With `ratio` or `threshold` further scales are set to zero first; that is the only step that changes
-    anything. A channel with scale 0 is the constant beta: what it contributes to later layers is folded into
-    their biases, running means and, where an image is padded with zeros, into a border term. Eval outputs
-    equal those of the model with the zeros set, to rounding, at any batch and image size; in train mode too
-    where only zero scales were removed and no dropout sees a constant.
+    With `ratio` or `threshold` further scales are set to zero first: the only step that changes anything.
+    What the constants beta of removed channels contribute is folded into biases, running means and border
+    terms. Eval outputs equal, to rounding, those of the model with the zeros set, at any batch and image
+    size; in train mode too where only zero scales were removed and no dropout sees a constant.
 
     Args:
-        model: any module that torch.fx can trace; copied, never changed. What is not understood is left as it
-            is.
+        model: any module that torch.fx can trace; copied, never changed. What is not understood stays.
         example_inputs: a tensor, or a tuple of the arguments of forward.
         ratio: in [0, 1): of the N scales of all affine BatchNorms outside `keep`, the floor(ratio * N) of
             least importance end zero; existing zeros count first, ties go by module order, then index.
-        threshold: at least 0: scales with importance <= threshold become zero. Not together with `ratio`.
+        threshold: at least 0, without `ratio`: scales of importance <= threshold become zero.
         importance: (module name, BatchNorm) -> tensor [C]; |gamma| by default.
-        min_channels: at least 0: so many non-zero scales are left to each layer; it limits new zeros only.
-        round_to: at least 1: widths are rounded up to a multiple, sparing the most important candidates
-            first, then keeping dead channels.
-        keep: patterns (fnmatch) for names of BatchNorms of which no channel is removed for its scale.
+        min_channels: so many non-zero scales are left to each layer; it limits new zeros only.
+        round_to: widths are rounded up to a multiple by the best candidates, then by dead channels.
+        keep: patterns (fnmatch) for names of BatchNorms that lose no channel for its scale.
 
     Raises:
         ValueError: an argument is out of range, or there is no BatchNorm to choose from.
-        TypeError: keep is a string.
+        TypeError: `keep` is a string.
         GraphError: the model cannot be traced, or fails on the example inputs.
 
-    Source: choice of zeros: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming",
-    2017.
+    Source: choice of zeros: Liu et al., "Learning Efficient Convolutional Networks ...", ICCV 2017, section 3.
     """
-    _check(ratio, threshold, min_channels, round_to)
+    policy = Policy(ratio, threshold, importance or magnitude, min_channels, round_to)
     traced = trace(model, example_inputs)
     before = Snapshot.of(traced)
-    norms = _norms(model, traced)
-    kept = _matching(keep, norms, traced)
-    free = {name: module for name, module in norms.items() if name not in kept}
-    if not free and not (ratio is None and threshold is None):
-        given = f"ratio={ratio}" if ratio is not None else f"threshold={threshold}"
-        raise ValueError(
-            f"prune({given}): {type(model).__name__} has no affine BatchNorm to choose scales from"
-        )
-    choice = choose(
-        free,
-        ratio=ratio,
-        threshold=threshold,
-        importance=importance or magnitude,
-        min_channels=min_channels,
-        round_to=round_to,
-    )
-    for name, zeros in choice.zeros.items():
-        _set_to_zero(free[name], zeros)
-    everything = {name: torch.ones(norms[name].num_features, dtype=torch.bool) for name in kept}
-    pruned = shrink(traced, choice.retained | everything)
+    pruned = shrink(traced, _set_zeros(model, traced, policy, keep))
     record_shapes(pruned, example_inputs)
     return PruneResult(pruned, compare(before, Snapshot.of(pruned)))
 
 
-def _check(ratio: float | None, threshold: float | None, min_channels: int, round_to: int) -> None:
-    if ratio is not None and threshold is not None:
+def _set_zeros(
+    model: nn.Module, traced: fx.GraphModule, policy: Policy, keep: Sequence[str]
+) -> dict[str, Tensor]:
+    """Sets the chosen scales of the traced copy to zero; returns which zero ones stay: name to bool [C]."""
+    norms = _norms(model, traced)
+    kept = _matching(keep, norms, traced)
+    free = {name: module for name, module in norms.items() if name not in kept}
+    if policy.chooses and not free:
+        given = f"ratio={policy.ratio}" if policy.ratio is not None else f"threshold={policy.threshold}"
         raise ValueError(
-            f"prune takes ratio or threshold, not both; got ratio={ratio}, threshold={threshold}"
+            f"prune({given}): {type(model).__name__} has no affine BatchNorm to choose scales from"
         )
-    if ratio is not None and not 0 <= ratio < 1:
-        raise ValueError(f"ratio must be in [0, 1), got {ratio}")
-    if threshold is not None and not 0 <= threshold < math.inf:
-        raise ValueError(f"threshold must be a finite number >= 0, got {threshold}")
-    if not isinstance(min_channels, int) or min_channels < 0:
-        raise ValueError(f"min_channels must be an integer >= 0, got {min_channels!r}")
-    if not isinstance(round_to, int) or round_to < 1:
-        raise ValueError(f"round_to must be an integer >= 1, got {round_to!r}")
+    choice = choose(free, policy)
+    with torch.no_grad():
+        for name, zeros in choice.zeros.items():
+            free[name].weight[zeros.to(free[name].weight.device)] = 0
+    everything = {name: torch.ones(norms[name].num_features, dtype=torch.bool) for name in kept}
+    return choice.retained | everything
 
 
 def _norms(model: nn.Module, traced: fx.GraphModule) -> dict[str, _BatchNorm]:
@@ -126,8 +107,3 @@ def _matching(keep: Sequence[str], norms: dict[str, _BatchNorm], traced: fx.Grap
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"keep pattern {pattern!r} matches no module of the traced model")
     return {name for name in norms if any(fnmatchcase(name, pattern) for pattern in keep)}
-
-
-def _set_to_zero(module: _BatchNorm, zeros: Tensor) -> None:
-    with torch.no_grad():
-        module.weight[zeros.to(module.weight.device)] = 0

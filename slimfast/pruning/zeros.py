@@ -1,5 +1,6 @@
 """Chooses which BatchNorm scales become zero: the only step of pruning that loses anything."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,26 +27,47 @@ def magnitude(name: str, module: nn.Module) -> Tensor:
     return module.weight.detach().abs()
 
 
-def choose(
-    norms: Mapping[str, _BatchNorm],
-    *,
-    ratio: float | None,
-    threshold: float | None,
-    importance: Importance,
-    min_channels: int,
-    round_to: int,
-) -> Choice:
-    """Scales to zero, by the rules in the docstring of `prune`; its arguments are taken as checked."""
+@dataclass(frozen=True)
+class Policy:
+    """How zeros are chosen: arguments of `prune`. Raises ValueError where one is out of range."""
+
+    ratio: float | None = None
+    threshold: float | None = None
+    importance: Importance = magnitude
+    min_channels: int = 1
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        ratio, threshold = self.ratio, self.threshold
+        if ratio is not None and threshold is not None:
+            raise ValueError(f"prune takes ratio or threshold, not both; got {ratio=}, {threshold=}")
+        if ratio is not None and not 0 <= ratio < 1:
+            raise ValueError(f"ratio must be in [0, 1), got {ratio}")
+        if threshold is not None and not 0 <= threshold < math.inf:
+            raise ValueError(f"threshold must be a finite number >= 0, got {threshold}")
+        for name, least in (("min_channels", 0), ("round_to", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there may be new zeros."""
+        return self.ratio is not None or self.threshold is not None
+
+
+def choose(norms: Mapping[str, _BatchNorm], policy: Policy) -> Choice:
+    """The scales to set to zero, and dead channels that stay, by the rules in the docstring of `prune`."""
     dead = {name: (module.weight.detach() == 0).cpu() for name, module in norms.items()}
-    scores = {name: _scores(importance, name, module) for name, module in norms.items()}
-    if ratio is not None:
-        chosen = _smallest(scores, dead, ratio)
+    scores = {name: _scores(policy.importance, name, module) for name, module in norms.items()}
+    if policy.ratio is not None:
+        chosen = _smallest(scores, dead, policy.ratio)
     else:
-        limit = -torch.inf if threshold is None else threshold
+        limit = -torch.inf if policy.threshold is None else policy.threshold
         chosen = {name: score <= limit for name, score in scores.items()}
     zeros, retained = {}, {}
     for name in norms:
-        spared, retained[name] = _spare(scores[name], dead[name], chosen[name], min_channels, round_to)
+        spared, retained[name] = _spare(scores[name], dead[name], chosen[name], policy)
         zeros[name] = chosen[name] & ~dead[name] & ~spared
     return Choice(zeros, retained)
 
@@ -72,15 +94,13 @@ def _smallest(scores: Mapping[str, Tensor], dead: Mapping[str, Tensor], ratio: f
     return dict(zip(scores, chosen.split(sizes), strict=True))
 
 
-def _spare(
-    score: Tensor, dead: Tensor, chosen: Tensor, min_channels: int, round_to: int
-) -> tuple[Tensor, Tensor]:
+def _spare(score: Tensor, dead: Tensor, chosen: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
     """Of one layer: candidates that keep their scale after all, and dead channels that fill up a multiple."""
     left = int((~dead & ~chosen).sum())
     candidates = (chosen & ~dead).nonzero().flatten()
     candidates = candidates[score[candidates].argsort(descending=True, stable=True)]
-    kept = min(max(left, min_channels), left + len(candidates))
-    kept = min(-(-kept // round_to) * round_to, len(score))
+    kept = min(max(left, policy.min_channels), left + len(candidates))
+    kept = min(-(-kept // policy.round_to) * policy.round_to, len(score))
     spared, retained = torch.zeros_like(dead), torch.zeros_like(dead)
     spared[candidates[: kept - left]] = True
     missing = kept - left - len(candidates)
