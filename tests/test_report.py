@@ -168,6 +168,16 @@ def test_slower_and_changed_are_said_as_plainly(tmp_path: Path) -> None:
     assert "3 of 4,000" in page.text
 
 
+def test_nothing_gained_is_said(tmp_path: Path) -> None:
+    folder = run_folder.write_run(
+        tmp_path, dense_ms=10.0, deployed_ms=9.8, channels_kept=run_folder.TOTAL, zeros_before_prune=0
+    )
+    page = Page(report.write(folder))
+    assert "demo runs about as fast on 672 of its 672 channels" in page.text
+    assert "No channel was removed." in page.text
+    assert "Removing" not in page.text
+
+
 def test_all_scales_zero_and_none_zero(tmp_path: Path) -> None:
     lines = run_folder.epochs({"sparse": 2})
     lines[0]["zeros"] = 0
@@ -328,6 +338,8 @@ def test_ticks_are_round(low: float, high: float, about: int, expected: list[flo
         (_text.three_digits(0), "0"),
         (_text.scientific(2.384185791015625e-06), "2.4 × 10⁻⁶"),
         (_text.scientific(0), "0"),
+        (_text.speed(8.1, 2.6), "3.1× faster"),
+        (_text.speed(1.0, 1.06), "1.1× slower"),
         (_text.duration(0.42), "0.4 s"),
         (_text.duration(194.2), "3 min 14 s"),
         (_text.duration(7325), "2 h 2 min"),

@@ -34,15 +34,14 @@ def gammas(epochs: Sequence[Epoch], width: float) -> Markup:
 
 def _heat(canvas: Canvas, shown: Sequence[Epoch], x: Scale, width: float) -> None:
     """One path per shade: few elements, whatever the number of epochs."""
-    filled = [bin_ for epoch in shown for bin_ in epoch.gamma.bins()] or [(0.01, 1.0, 1)]
-    low, high = min(low for low, _, _ in filled), max(high for _, high, _ in filled)
+    low, high = _extent(shown)
     height = linear(math.log10(low), math.log10(high), HEAT_BOTTOM, TOP)
     for value in _log_ticks(low, high):
         at = height(math.log10(value))
         canvas.line(LEFT, at, width, at, "grid")
         canvas.text(LEFT - 8, at + 4, f"{value:g}", "small", anchor="end")
     canvas.text(0, TOP - 16, "|γ|", "small")
-    most, shades = max(n for _, _, n in filled), defaultdict(list)
+    most, shades = max(max(epoch.gamma.counts) for epoch in shown), defaultdict(list)
     for index, epoch in enumerate(shown):
         for bottom, top, n in epoch.gamma.bins():
             upper, lower = height(math.log10(top)), height(math.log10(bottom))
@@ -51,6 +50,14 @@ def _heat(canvas: Canvas, shown: Sequence[Epoch], x: Scale, width: float) -> Non
             )
     for shade, cells in sorted(shades.items()):
         canvas.path("".join(cells), f"heat h{shade}")
+
+
+def _extent(shown: Sequence[Epoch]) -> tuple[float, float]:
+    """The smallest and the largest |gamma| that is not zero, at least a factor of 100 apart."""
+    filled = [bin_ for epoch in shown for bin_ in epoch.gamma.bins()] or [(0.1, 1.0, 1)]
+    low, high = min(low for low, _, _ in filled), max(high for _, high, _ in filled)
+    middle = math.sqrt(low * high)
+    return min(low, middle / 10), max(high, middle * 10)
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

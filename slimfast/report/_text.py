@@ -69,8 +69,10 @@ def share_removed(before: float, after: float) -> str:
 
 
 def speed(before_ms: float, after_ms: float) -> str:
-    """(8.1, 2.6) -> 3.1× faster; a loss is called one."""
+    """(8.1, 2.6) -> 3.1× faster; a loss is called one, and 5 % is neither."""
     ratio = before_ms / after_ms
+    if 0.95 < ratio < 1.05:
+        return "about as fast"
     return f"{ratio:.1f}× faster" if ratio >= 1 else f"{1 / ratio:.1f}× slower"
 
 

@@ -77,7 +77,9 @@ def story(run: Run) -> str:
         share = _text.percent(found[0] / found[1], 1)
         trained = f"After {_epochs(len(sparse))} of sparse training"
         told.append(f"{trained}, {share} of the BatchNorm scales were exactly zero.")
-    if s.max_abs_output_difference is not None:
+    if s.channels_total is not None and s.channels_kept == s.channels_total:
+        told.append("No channel was removed.")
+    elif s.max_abs_output_difference is not None:
         told.append(f"{_removal(s)} changed {_change(s)}.")
     if tuned:
         told.append(f"Fine-tuning took {_epochs(len(tuned))} more.")
@@ -94,7 +96,8 @@ def _removal(s: Summary) -> str:
 
 def _change(s: Summary) -> str:
     """What the surgery did to the outputs and, where they were counted, to the predictions."""
-    moved = f"no output by more than {_text.scientific(s.max_abs_output_difference or 0.0)}"
+    difference = s.max_abs_output_difference
+    moved = f"no output by more than {_text.scientific(difference)}" if difference else "no output at all"
     if s.predictions_changed is None:
         return moved
     predictions = (
