@@ -60,7 +60,7 @@ def prune(
         TypeError: `keep` is a string.
         GraphError: the model cannot be traced, or fails on the example inputs.
 
-    Source: choice of zeros: Liu et al., "Learning Efficient Convolutional Networks ...", ICCV 2017, section 3.
+    Source: choice of zeros: Liu et al., "Learning Efficient Convolutional Networks ...", ICCV 2017.
     """
     policy = Policy(ratio, threshold, importance or magnitude, min_channels, round_to)
     traced = trace(model, example_inputs)
