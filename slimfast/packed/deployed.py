@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from slimfast.packed.plan import Plan
+from slimfast.packed.plan import plan
 from slimfast.packed.program import Program
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -43,7 +43,7 @@ class Deployed(nn.Module):
         self.dtype = dtype
         self.output_dtype = output_dtype
         self.device = device
-        self._plans: dict[torch.Size, Plan] = {}
+        self._plans: dict[torch.Size, Callable[[Tensor], Any]] = {}
         self.eval()
 
     def forward(self, x: Tensor) -> Any:
@@ -82,13 +82,13 @@ class Deployed(nn.Module):
         if x.requires_grad:
             raise ValueError("x requires grad, but a deployed network is for inference: pass x.detach()")
 
-    def _plan(self, images: Tensor) -> Plan:
-        plan = self._plans.get(images.shape)
-        if plan is None:
+    def _plan(self, images: Tensor) -> Callable[[Tensor], Any]:
+        ready = self._plans.get(images.shape)
+        if ready is None:
             if len(self._plans) >= _PLANS_KEPT:
                 self._plans.clear()
-            plan = self._plans[images.shape] = Plan(self.program, [images])
-        return plan
+            ready = self._plans[images.shape] = plan(self.program, images)
+        return ready
 
     def _fresh(self, y: Tensor, x: Tensor) -> Tensor:
         """y in the model's dtype, in memory that nobody else holds."""

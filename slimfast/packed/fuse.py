@@ -8,10 +8,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
-from slimfast.packed.ops import Add, Affine, Conv, Linear, Op, Relu
+from slimfast.packed.ops import Add, Affine, Conv, Linear, Op, Place, Relu, Select
 from slimfast.packed.program import Program
 
 O = TypeVar("O", bound=Op)  # noqa: E741 - the type of an op
+
+
+# Products per output up to which writing one more channel costs less than a pass over memory: a core does
+# tens of multiply-accumulates in the time in which it moves one number.
+_WORTH_A_PASS = 64
 
 
 class Ops:
@@ -74,9 +79,11 @@ def fuse(program: Program) -> Program:
     ops = Ops(program)
     ops.drop_unread(ops.of(Op))
     fold_affine(ops)
+    fold_place(ops)
     merge_relu(ops)
     merge_add(ops)
     fold_prologue(ops)
+    fold_select(ops)
     return ops.program()
 
 
@@ -99,6 +106,29 @@ def _scaled(conv: Conv, affine: Affine) -> Conv:
     bias = affine.shift if conv.bias is None else conv.bias * affine.scale + affine.shift
     border = None if conv.border is None else conv.border * scale
     return replace(conv, weight=conv.weight * scale, bias=bias, border=border, relu=affine.relu)
+
+
+def fold_place(ops: Ops) -> None:
+    """conv -> place: the convolution writes the constant channels too, by zero weights, where that is cheap.
+
+    Then it can add the residual as well, for which channels are mostly put back.
+    """
+    for place in ops.of(Place):
+        conv = ops.producer(place.inputs[0])
+        if not isinstance(conv, Conv) or not _can_add(conv) or ops.only_reader(conv.name) is not place:
+            continue
+        if conv.groups == 1 and conv.weight[0].numel() <= _WORTH_A_PASS:
+            ops.merge(conv, _placed(conv, place))
+
+
+def _placed(conv: Conv, place: Place) -> Conv:
+    index, count = place.index, place.fill.numel()
+    bias = place.fill if conv.bias is None else place.fill.index_add(0, index, conv.bias)
+    weight = conv.weight.new_zeros(count, *conv.weight.shape[1:]).index_copy(0, index, conv.weight)
+    border = conv.border
+    if border is not None:
+        border = border.new_zeros(count, *border.shape[1:]).index_copy(0, index, border)
+    return replace(conv, name=place.name, weight=weight, bias=bias, border=border)
 
 
 def merge_relu(ops: Ops) -> None:
@@ -142,3 +172,16 @@ def fold_prologue(ops: Ops) -> None:
         ):
             inputs = (affine.inputs[0], *reader.inputs[1:])
             ops.merge(affine, replace(reader, inputs=inputs, scale=affine.scale, shift=affine.shift))
+
+
+def fold_select(ops: Ops) -> None:
+    """select -> conv: the convolution picks the channels itself, whoever else reads them."""
+    for conv in ops.of(Conv):
+        select = ops.producer(conv.inputs[0])
+        if (
+            isinstance(select, Select)
+            and conv.groups == 1
+            and select.index.unique().numel() == select.index.numel()
+        ):
+            inputs = (select.inputs[0], *conv.inputs[1:])
+            ops.merge(select, replace(conv, inputs=inputs, index=select.index))

@@ -6,19 +6,23 @@ These are the operators that torch's own compiler emits (torch/_inductor/mkldnn_
 import torch
 from torch import Tensor
 
-from slimfast.packed.ops import Affine, Conv
+from slimfast.packed.ops import Affine, Conv, select
+
+_mkldnn = torch.ops.mkldnn
 
 
 def supports(conv: Conv, x: Tensor, residual: Tensor | None = None) -> bool:
-    """Whether PackedConv can run the convolution on such inputs."""
+    """Whether PackedConv can run the convolution on such inputs, and fast."""
     if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    if x.dim() != 4 or not x.numel() or (residual is not None and residual.shape[0] != x.shape[0]):
+    if x.dim() != 4 or not x.numel():
         return False
+    if residual is not None and residual.shape[0] != x.shape[0]:
+        return False  # oneDNN would broadcast it, but hundreds of times slower
     if x.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return bool(_mkldnn._is_mkldnn_bf16_supported())
     if x.dtype == torch.float16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+        return bool(_mkldnn._is_mkldnn_fp16_supported())
     return x.dtype == torch.float32
 
 
@@ -27,45 +31,41 @@ class PackedConv:
 
     Args:
         conv: the op.
-        x, residual: inputs as they will come.
+        x: an input as it will come.
+        overwrite: the result may take the residual's memory.
     """
 
-    def __init__(self, conv: Conv, x: Tensor, residual: Tensor | None = None) -> None:
+    def __init__(self, conv: Conv, x: Tensor, overwrite: bool = False) -> None:
+        self._index = conv.index
         self._prologue = None
         if conv.scale is not None and conv.shift is not None:
             self._prologue = Affine(name="", inputs=("",), scale=conv.scale, shift=conv.shift, relu=True)
-        self._border = None if conv.border is None else conv.border_map(x)
         self._relu = conv.relu
+        self._map = None if conv.border is None else conv.bias_for(x)
+        self._bias = conv.bias if self._map is None else None
         self._geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        self._weight = torch.ops.mkldnn._reorder_convolution_weight(conv.weight, *self._geometry, x.shape)
-        self._bias = conv.bias
+        read = (x.shape[0], conv.weight.shape[1] * conv.groups, *x.shape[2:])
+        self._weight = _mkldnn._reorder_convolution_weight(conv.weight, *self._geometry, read)
+        self._add = _mkldnn._convolution_pointwise_ if overwrite else _mkldnn._convolution_pointwise
+        self._overwrite = overwrite
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self._index is not None:
+            x = select(x, self._index)
         if self._prologue is not None:
             x = self._prologue.run(x)
-        if self._border is not None:
-            return self._with_border(x, residual)
-        if residual is not None:
-            return self._with_residual(x, residual)
-        activation = "relu" if self._relu else "none"
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self._weight, self._bias, *self._geometry, activation, [], ""
-        )
-        return y
-
-    def _with_residual(self, x: Tensor, residual: Tensor) -> Tensor:
-        activation = "relu" if self._relu else None
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, residual, self._weight, self._bias, *self._geometry, "add", 1.0, activation, [], ""
-        )
-        return y
-
-    def _with_border(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        assert self._border is not None
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self._weight, self._bias, *self._geometry, "none", [], ""
-        )
-        y += self._border
-        if residual is not None:
-            y += residual
+        if self._map is None:
+            return self._conv(x, residual, self._relu)
+        y = self._conv(x, residual, relu=False)
+        y += self._map
         return y.relu_() if self._relu else y
+
+    def _conv(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        y: Tensor
+        last = (self._weight, self._bias, *self._geometry)
+        if residual is None:
+            y = _mkldnn._convolution_pointwise(x, *last, "relu" if relu else "none", [], "")
+            return y
+        first = (residual, x) if self._overwrite else (x, residual)
+        y = self._add.binary(*first, *last, "add", 1.0, "relu" if relu else None, [], "")
+        return y

@@ -84,8 +84,9 @@ class Op:
 class Conv(Op):
     """y = conv(relu(scale x + shift), weight) + bias + conv(ones, border) + residual, then ReLU if `relu`.
 
-    The inputs are x, and the residual if there is one. border [Cout, 1, rows, columns] is what removed
-    constant inputs contribute: a map that depends on the image size alone. The rest is slimfast.ops.conv's.
+    The inputs are x, and the residual if there is one. index [Cin] says which channels of x are read, all of
+    them without one; it goes with groups = 1. border [Cout, 1, rows, columns] is what removed constant inputs
+    contribute: a map that depends on the image size alone. The rest is as in slimfast.ops.conv.
     """
 
     kind: ClassVar[str] = "conv"
@@ -93,6 +94,7 @@ class Conv(Op):
     bias: Tensor | None = None
     scale: Tensor | None = None
     shift: Tensor | None = None
+    index: Tensor | None = None
     border: Tensor | None = None
     relu: bool = False
     stride: Pair = (1, 1)
@@ -102,13 +104,10 @@ class Conv(Op):
 
     def run(self, *inputs: Tensor) -> Tensor:
         x, residual = inputs[0], inputs[1] if len(inputs) > 1 else None
-        if self.border is not None:
-            added = self.border_map(x)
-            residual = added if residual is None else residual + added
         return conv(
-            x,
+            x if self.index is None else select(x, self.index),
             self.weight,
-            self.bias,
+            self.bias_for(x),
             scale=self.scale,
             shift=self.shift,
             residual=residual,
@@ -119,11 +118,13 @@ class Conv(Op):
             groups=self.groups,
         )
 
-    def border_map(self, x: Tensor) -> Tensor:
-        """[1, Cout, H', W']: what the removed inputs contribute to images of x's size."""
-        assert self.border is not None
+    def bias_for(self, x: Tensor) -> Tensor | None:
+        """What is added for images of x's size: the bias [Cout], or with a border a map [1, Cout, H', W']."""
+        if self.border is None:
+            return self.bias
         ones = x.new_ones(1, 1, *x.shape[2:])
-        return conv(ones, self.border, stride=self.stride, padding=self.padding, dilation=self.dilation)
+        map_of = replace(self, weight=self.border, scale=None, shift=None, index=None, border=None)
+        return replace(map_of, relu=False, groups=1).run(ones)
 
     def channels(self, *inputs: Channels) -> Channels:
         self._require_inputs(inputs, 1, 2)
@@ -133,7 +134,11 @@ class Conv(Op):
         )
         count, read = shape[0], shape[1] * self.groups
         self._require(count % self.groups == 0, f"groups {self.groups} does not divide {count} channels")
-        self._require(inputs[0] in (None, read), f"reads {read} channels, got {inputs[0]}")
+        self._require_vectors(read, "index")
+        if self.index is None:
+            self._require(inputs[0] in (None, read), f"reads {read} channels, got {inputs[0]}")
+        else:
+            self._require_indices(self.index, inputs[0])
         self._require(
             inputs[-1] in (None, count) or len(inputs) == 1, f"adds {inputs[1:]} to {count} channels"
         )
@@ -219,9 +224,7 @@ class Select(Op):
     index: Tensor
 
     def run(self, *inputs: Tensor) -> Tensor:
-        x = inputs[0]
-        rows = x.movedim(1, -1).reshape(-1, x.shape[1]).index_select(1, self.index)
-        return rows.view(x.shape[0], *x.shape[2:], self.index.numel()).movedim(-1, 1)
+        return select(inputs[0], self.index)
 
     def channels(self, *inputs: Channels) -> Channels:
         self._require_inputs(inputs, 1)
@@ -383,6 +386,12 @@ class Call(Op):
 
     def __str__(self) -> str:
         return f"{self.name} = call {self.label}({', '.join(self.inputs)})"
+
+
+def select(x: Tensor, index: Tensor) -> Tensor:
+    """x[:, index] for x dense in channels-last order, and so is the result."""
+    rows = x.movedim(1, -1).reshape(-1, x.shape[1]).index_select(1, index)
+    return rows.view(x.shape[0], *x.shape[2:], index.numel()).movedim(-1, 1)
 
 
 def packed(x: Any, dtype: torch.dtype) -> Any:

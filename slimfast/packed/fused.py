@@ -1,0 +1,55 @@
+"""Convolutions on GPUs through torch.ops.slimfast.conv: what one image shape decides is decided once."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from slimfast.ops.conv import conv
+from slimfast.packed.ops import Conv
+
+
+class FusedConv:
+    """A convolution ready for one kernel launch on images of x's size.
+
+    Args:
+        op: the convolution.
+        x: an input as it will come.
+    """
+
+    def __init__(self, op: Conv, x: Tensor) -> None:
+        self._op = op = widened(op, x.shape[1])
+        self._bias = op.bias_for(x)
+        self._weight = (
+            op.weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+        )  # as the kernel reads it
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return conv(
+            x,
+            self._weight,
+            self._bias,
+            scale=self._op.scale,
+            shift=self._op.shift,
+            residual=residual,
+            relu=self._op.relu,
+            stride=self._op.stride,
+            padding=self._op.padding,
+            dilation=self._op.dilation,
+            groups=self._op.groups,
+        )
+
+
+def widened(op: Conv, count: int) -> Conv:
+    """The convolution reading all `count` channels, those outside the index with zero weights.
+
+    A GPU fetches whole sectors of memory, so picking channels saves no bytes and breaks up wide loads.
+    """
+    index = op.index
+    if index is None:
+        return op
+    shape = (op.weight.shape[0], count, *op.weight.shape[2:])
+    weight = op.weight.new_zeros(shape).index_copy(1, index, op.weight)
+    if op.scale is None or op.shift is None:
+        return replace(op, index=None, weight=weight)
+    scale, shift = (v.new_zeros(count).index_copy(0, index, v) for v in (op.scale, op.shift))
+    return replace(op, index=None, weight=weight, scale=scale, shift=shift)
