@@ -127,3 +127,11 @@ def test_counts_of_the_papers(name: str, macs: float) -> None:
     counted = count(model, torch.zeros(3, 3, 32, 32))
     assert counted.params == parameters(model)
     assert counted.macs / 1e6 == pytest.approx(macs, abs=0.05)
+
+
+def test_pruned_networks_export() -> None:
+    """Emptied layers, border maps, placements: torch.export follows them all."""
+    masked = masked_model("resnet18")
+    x = images(2, 32)
+    pruned = slimfast.prune(masked, x).model.eval()
+    assert_equal_outputs(masked.eval(), torch.export.export(pruned, (x,)).module(), x)
