@@ -1,6 +1,6 @@
 """From parameter groups to the lists that the op takes."""
 
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -63,33 +63,29 @@ class Batch:
     buffers: list[Tensor] = field(default_factory=list)
     group: list[int] = field(default_factory=list)
     hypers: dict[Hyper, int] = field(default_factory=dict)
-    created: list[tuple[dict[str, Any], Tensor]] = field(default_factory=list)
+    created: dict[Tensor, Tensor] = field(default_factory=dict)
 
-    def add(
-        self, p: Tensor, grad: Tensor, hyper: Hyper, state: MutableMapping[Tensor, dict[str, Any]]
-    ) -> None:
+    def add(self, p: Tensor, grad: Tensor, hyper: Hyper, buffer: Tensor | None) -> None:
         if hyper.momentum != 0:
-            own = state[p]
-            buffer = own.get("momentum_buffer")
             if buffer is None:
                 buffer, hyper = torch.zeros_like(p), hyper._replace(first_step=True)
-                self.created.append((own, buffer))
+                self.created[p] = buffer
             self.buffers.append(real(buffer))
         self.params.append(real(p))
         self.grads.append(real(grad))
         self.group.append(self.hypers.setdefault(hyper, len(self.hypers)))
 
-    def run(self) -> None:
+    def run(self, state: MutableMapping[Tensor, dict[str, Any]]) -> None:
         columns = dict(zip(Hyper._fields, map(list, zip(*self.hypers, strict=True)), strict=True))
         prox_sgd_(self.params, self.grads, self.buffers, self.group, **columns)
-        for own, buffer in self.created:  # only now: after an error a buffer of zeros would pass for momentum
-            own["momentum_buffer"] = buffer
+        for p, buffer in self.created.items():  # only now: after an error, zeros would pass for momentum
+            state[p]["momentum_buffer"] = buffer
 
 
 def batches(
     param_groups: Sequence[dict[str, Any]],
     rows: Sequence[Hyper],
-    state: MutableMapping[Tensor, dict[str, Any]],
+    state: Mapping[Tensor, dict[str, Any]],
 ) -> Iterable[Batch]:
     """One batch per device.
 
@@ -104,7 +100,8 @@ def batches(
             if p.grad.layout != torch.strided:
                 shape = tuple(p.shape)
                 raise RuntimeError(f"ProxSGD does not support sparse gradients; a parameter {shape} has one")
-            by_device.setdefault(p.device, Batch()).add(p, p.grad, hyper, state)
+            buffer = state.get(p, {}).get("momentum_buffer")
+            by_device.setdefault(p.device, Batch()).add(p, p.grad, hyper, buffer)
     return by_device.values()
 
 

@@ -135,7 +135,7 @@ class ProxSGD(torch.optim.SGD):
         rows = [Hyper.of(group) for group in self.param_groups]
         if not self._step_by_plan(rows):
             for batch in batches(self.param_groups, rows, self.state):
-                batch.run()
+                batch.run(self.state)
         return loss
 
     def _step_by_plan(self, rows: list[Hyper]) -> bool:
