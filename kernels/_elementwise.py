@@ -1,4 +1,4 @@
-"""Launches a kernel ``(x_ptr, out_ptr, n, *scalars, KIND, BLOCK)`` over every element of a tensor, whatever its strides."""
+"""Launches ``kernel(x_ptr, out_ptr, n, *scalars, KIND, BLOCK)`` over every element, whatever the strides."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def launch(kernel: Callable[..., Any], x: Tensor, kind: int, *scalars: float) -> Tensor:
-    """Runs over memory in its own order: a result laid out like x where x is dense, else a dense copy computed in place."""
+    """Runs over memory in its own order; what is not dense is copied into the result first."""
     out = torch.empty_like(x)
     source = x if x.stride() == out.stride() else out.copy_(x)
     block = 1024

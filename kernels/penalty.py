@@ -1,7 +1,7 @@
 """Triton device functions: value, gradient and proximal operator of the scalar penalties, in float64.
 
-Formulas and regimes are those of ``csrc/penalty.h``. Every argument is a float64 tensor (a block or a scalar); KIND is
-one of the constants below. A kernel loads, widens to float64, computes, and stores ``round_to``.
+Formulas and regimes are those of ``csrc/penalty.h``. Every argument is a float64 tensor, a block or a
+scalar; KIND is one of the constants below. A kernel loads, widens to float64, computes, and stores ``round_to``.
 """
 
 import triton
@@ -97,8 +97,11 @@ def round_to(x, dtype: tl.constexpr):
 
 @triton.jit
 def _upper(x):
-    """x cut to 26 bits: products of two such numbers are exact. As no product itself, it cannot be fused into an fma,
-    which would count the lower half twice where that is subtracted next."""
+    """x cut to 26 bits: products of two such numbers are exact.
+
+    It also stops the compiler from fusing a product into an fma, which would count the lower half twice where
+    that is subtracted next.
+    """
     return (x.to(tl.int64, bitcast=True) & -134217728).to(tl.float64, bitcast=True)
 
 
@@ -120,7 +123,7 @@ def _split_sum(a, b, low):
 
 @triton.jit
 def _prox_lp(z, weight, p):
-    """u + weight p u^(p-1) = z in units of the jump: v + beta v^-k = z / jump, by three Halley steps from above."""
+    """u + weight p u^(p-1) = z in units of the jump, v + beta v^-k = z / jump, by three Halley steps."""
     k = 1 - p
     beta, start, power = p / (2 * k), (1 + k) / (2 * k), 2 * weight * k
     jump = tl.exp(tl.log(power) / (1 + k))
@@ -147,19 +150,20 @@ def _prox_tl1(z, weight, high, low, a):
     quotient_low = ((high - a_high * quotient) + (low - (a - a_high) * quotient)) / a
     tau, tau_low = _split_sum(high, quotient, low + quotient_low)
     reach = 2 * weight * (a + 1)
-    threshold = tl.where(reach <= a * a, tau + tau_low, tl.sqrt(reach) - a / 2)
+    rounded = tau + tau_low
+    threshold = tl.where(reach <= a * a, rounded, tl.sqrt(reach) - a / 2)
     y = 1 / (a + z)
     alpha, bound = a * y, z * y
     A, B = alpha * ((a - 2 * z) * y), (2 * a - z) * y
     R = alpha * (alpha * (((z - tau) - tau_low) * y))
-    s = bound - alpha * (alpha * (tau * y))
+    s = bound - alpha * (alpha * (rounded * y))
     for _ in tl.static_range(5):
         P, Q = B + 2 * s, A - s * s
         square = Q * Q + 4 * P * R
         root = tl.sqrt(tl.where(square > 0, square, 0.0))
         s = tl.where(Q > 0, 2 * R, root - Q) / tl.where(Q > 0, Q + root, 2 * P)
     ratio = alpha / (alpha + s)
-    return tl.where(2 * s < bound, s * (a + z), z - tau * (ratio * ratio)), threshold
+    return tl.where(2 * s < bound, s * (a + z), z - rounded * (ratio * ratio)), threshold
 
 
 @triton.jit

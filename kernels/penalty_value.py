@@ -2,10 +2,9 @@
 
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from slimfast.kernels import _elementwise
-from slimfast.kernels.penalty import value_one, round_to
+from slimfast.kernels.penalty import round_to, value_one
+from torch import Tensor
 
 
 @triton.jit

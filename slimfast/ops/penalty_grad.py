@@ -10,16 +10,16 @@ SCHEMA = "penalty_grad(Tensor x, int kind, float lam, float shape) -> Tensor"
 
 
 def penalty_grad(x: Tensor, kind: int, lam: float, shape: float) -> Tensor:
-    """The derivative of the penalty at each element; 0 where x is 0. Not differentiable: the result is detached.
+    """The derivative of the penalty at each element, 0 where x is 0. Not differentiable: it is detached.
 
     Args:
-        x: any shape and strides; float32, float64, float16, bfloat16, or complex (real and imaginary parts separately).
+        x: any shape and strides; float32, float64, float16, bfloat16, or complex (both parts separately).
         kind: which penalty, a ``Kind``.
         lam: weight of the penalty, finite, >= 0.
         shape: p of Lp, a of TL1, gamma of MCP, a of SCAD; else unused.
 
     Returns:
-        A tensor with x's shape, dtype and layout. NaN stays NaN; infinite only where the slope of Lp overflows.
+        A tensor with x's shape, dtype and layout. NaN stays NaN; only the slope of Lp can overflow.
 
     Raises:
         TypeError: x is no floating-point or complex tensor.

@@ -16,7 +16,7 @@ def penalty_value(x: Tensor, kind: int, lam: float, shape: float) -> Tensor:
     """The penalty of each element; its sum is what a loss adds. Differentiable, through ``penalty_grad``.
 
     Args:
-        x: any shape and strides; float32, float64, float16, bfloat16, or complex (real plus imaginary part's penalty).
+        x: any shape and strides; float32, float64, float16, bfloat16, or complex (both parts added up).
         kind: which penalty, a ``Kind``.
         lam: weight of the penalty, finite, >= 0.
         shape: p of Lp, a of TL1, gamma of MCP, a of SCAD; else unused.

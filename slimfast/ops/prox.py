@@ -16,11 +16,12 @@ SCHEMA = "prox(Tensor x, int kind, float lam, float shape, float step) -> Tensor
 def prox(x: Tensor, kind: int, lam: float, shape: float, step: float) -> Tensor:
     """argmin_u 0.5 (u - x)^2 + step * penalty(u), element by element.
 
-    Results lie between 0 and x, ties go to 0, 0 becomes +0, NaN and infinities stay, step * lam = 0 is the identity.
-    float32 results lie within 1 ulp of the exact operator (Lp, TL1: 2). Not differentiable: the result is detached.
+    Results lie between 0 and x, ties go to 0, 0 becomes +0, NaN and infinities stay, step * lam = 0 is the
+    identity. float32 results lie within 1 ulp of the exact operator (Lp, TL1: 2). Not differentiable: the
+    result is detached.
 
     Args:
-        x: any shape and strides; float32, float64, float16, bfloat16, or complex (real and imaginary parts separately).
+        x: any shape and strides; float32, float64, float16, bfloat16, or complex (both parts separately).
         kind: which penalty, a ``Kind``.
         lam: weight of the penalty, finite, >= 0.
         shape: p of Lp, a of TL1, gamma of MCP, a of SCAD; else unused.
@@ -99,7 +100,7 @@ def _scad(z: Tensor, lam: float, a: float, step: float) -> tuple[Tensor, float]:
 def _lp(z: Tensor, lam: float, p: float, step: float) -> tuple[Tensor, float]:
     """u + weight p u^(p-1) = z in units of the jump x: v + beta v^-k = z / x, where v >= 1 is concave in z.
 
-    The tangent at the threshold is therefore an upper start, from which three Halley steps reach rounding for every p.
+    The tangent at the threshold is therefore an upper start; three Halley steps reach rounding for every p.
     """
     k, weight = 1 - p, step * lam
     beta, start = p / (2 * k), (1 + k) / (2 * k)
@@ -119,11 +120,11 @@ def _lp(z: Tensor, lam: float, p: float, step: float) -> tuple[Tensor, float]:
 
 
 def _tl1(z: Tensor, lam: float, a: float, step: float) -> tuple[Tensor, float]:
-    """The largest root of (u - z)(a + u)^2 + tau a^2 = 0, tau = step lam (a+1)/a, up to which u is 0 where continuous.
+    """The largest root of (u - z)(a + u)^2 + tau a^2 = 0; tau = step lam (a+1)/a is the continuous threshold.
 
-    Divided by y = a + z it is U^3 + B U^2 + A U = R with all digits right near tau, where the trigonometric form of the
-    paper cancels. U^3 >= 2 s U^2 - s^2 U, so the quadratic with s in its place has its root at or above U, with an error
-    of about (s - U)^2; five of them reach rounding, next to the critical weight a^2 / (2 (a+1)) too.
+    Divided by y = a + z it is U^3 + B U^2 + A U = R with all digits right near tau, where the trigonometric
+    form of the paper cancels. U^3 >= 2 s U^2 - s^2 U, so the quadratic with s in its place has its root at or
+    above U, with an error of about (s - U)^2: five reach rounding, near the critical weight a^2 / (2 (a+1)) too.
     """
     tau, low = _split(Fraction(step) * Fraction(lam) * (1 + 1 / Fraction(a)))
     reach = 2 * (step * lam) * (a + 1)
