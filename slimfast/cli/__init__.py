@@ -15,12 +15,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes them from ``sys.argv``.
     """
     given = build_parser().parse_args(arguments)
-    warnings.showwarning = _show_warning
-    try:
-        return _call(given)
-    except KeyboardInterrupt:
-        hint = "; --resume goes on from the last finished epoch" if "resume" in given else ""
-        return _fail(f"stopped{hint}", 130)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return _call(given)
+        except KeyboardInterrupt:
+            hint = "; --resume goes on from the last finished epoch" if "resume" in given else ""
+            return _fail(f"stopped{hint}", 130)
 
 
 def _call(given: Namespace) -> int:
@@ -36,7 +37,7 @@ def _call(given: Namespace) -> int:
         return _fail(str(error), 2)
     except OutOfMemoryError as error:
         return _fail(f"out of GPU memory: try a smaller batch ({_first_line(error)})", 1)
-    except (RunError, GraphError, ValueError, TypeError, OSError) as error:
+    except (RunError, GraphError, ValueError, OSError) as error:
         return _fail(_first_line(error), 1)
     return 0
 

@@ -17,7 +17,7 @@ from slimfast.cli.example import example_input
 from slimfast.packed import Deployed
 from slimfast.train import Display, Recipe, finetune, load_recipe, prepare, run_all, train
 from slimfast.train.recipe import choose_device
-from slimfast.train.timing import in_faster_format, interleaved
+from slimfast.train.timing import Timed, in_faster_format, interleaved
 
 
 def _run(given: Namespace) -> None:
@@ -67,6 +67,7 @@ def _bench(given: Namespace) -> None:
     fast = x.contiguous(memory_format=torch.channels_last)
     answer: dict[str, Any] = {"file": str(given.file), "batch": given.batch, "dtype": given.dtype}
     answer |= {"device": str(device), "threads": torch.get_num_threads()}
+    timed: dict[str, Timed]
     if isinstance(model, Deployed):
         timed = {"deployed": (model.to(device), fast)}
     else:

@@ -27,12 +27,13 @@ def example_input(model: nn.Module, file: Path, shape: tuple[int, int, int, int]
         if not _accepts(model, torch.zeros(shape)):
             raise ValueError(f"{file}: does not accept --input {'x'.join(map(str, shape))}")
         return torch.zeros(shape)
-    convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    for size in _SIZES if convolution else ():
-        guess = torch.zeros(1, convolution.in_channels, size, size)
-        if _accepts(model, guess):
-            print(f"assuming --input {'x'.join(map(str, guess.shape))}", file=sys.stderr)
-            return guess
+    for convolution in (m for m in model.modules() if isinstance(m, nn.Conv2d)):
+        for size in _SIZES:
+            guess = torch.zeros(1, convolution.in_channels, size, size)
+            if _accepts(model, guess):
+                print(f"assuming --input {'x'.join(map(str, guess.shape))}", file=sys.stderr)
+                return guess
+        break  # only the first one reads the pictures
     raise ValueError(f"{file}: cannot tell the size of its input; give --input, say --input 1x3x32x32")
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from slimfast.train.atomic import write_atomically
 from slimfast.train.errors import RunError
@@ -30,9 +31,7 @@ class Position:
     recipe: str  # fingerprint
 
 
-def save_checkpoint(
-    path: Path, position: Position, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+def save_checkpoint(path: Path, position: Position, model: nn.Module, optimizer: Optimizer) -> None:
     """Writes weights, optimizer state, random states and position, atomically.
 
     Tensors are copied to contiguous CPU memory; a CRC-32 over everything goes into the header, since
@@ -60,31 +59,36 @@ def read_position(path: Path) -> Position:
     return _read(path)[0]
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
+def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Position:
     """Puts model, optimizer and torch's random states back to where the checkpoint was written.
 
     Raises:
         RunError: the file is damaged, no checkpoint, or belongs to another model.
     """
     position, groups, tensors = _read(path)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _below("optimizer.", tensors).items():
-        index, _, key = name.partition(".")
-        # the parameter's own memory format: the optimizer walks both side by side
-        layout = torch.empty_like(parameters[int(index)], device="cpu", dtype=value.dtype)
-        state.setdefault(int(index), {})[key] = layout.copy_(value)
     try:
         model.load_state_dict(_below("model.", tensors))
+        state = _optimizer_state(_below("optimizer.", tensors), optimizer)
         optimizer.load_state_dict({"state": state, "param_groups": groups})
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:200]
         raise RunError(f"{path}: this checkpoint belongs to another model: {reason}") from None
     torch.set_rng_state(tensors["random.cpu"])
     cuda = [tensors[key] for key in sorted(tensors) if key.startswith("random.cuda")]
     if cuda and len(cuda) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(cuda)
     return position
+
+
+def _optimizer_state(tensors: Mapping[str, Tensor], optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
+    """By parameter, in its own memory format: the optimizer walks the two side by side."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        layout = torch.empty_like(parameters[int(index)], device="cpu", dtype=value.dtype)
+        state.setdefault(int(index), {})[key] = layout.copy_(value)
+    return state
 
 
 def _read(path: Path) -> tuple[Position, list[dict[str, Any]], dict[str, Tensor]]:

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from slimfast.graph import trace
 from slimfast.pruning import PruneReport
-from slimfast.pruning.zeros import choose, magnitude
+from slimfast.pruning.zeros import Policy, choose
 from slimfast.train.evaluate import accuracy, compare_outputs
 from slimfast.train.metrics import MetricsFile, count_zeros
 from slimfast.train.recipe import PruneSection
@@ -91,7 +91,7 @@ def mask(model: nn.Module, example: Tensor, section: PruneSection) -> nn.Module:
         for name in (name for name, _ in model.named_modules() if name in called)
         if isinstance(module := traced.get_submodule(name), _BatchNorm) and module.affine
     }
-    choice = choose(norms, importance=magnitude, **section.model_dump())
+    choice = choose(norms, Policy(**section.model_dump()))
     with torch.no_grad():
         for name, zeros in choice.zeros.items():
             norms[name].weight[zeros] = 0

@@ -1,0 +1,143 @@
+"""Recipes: what is accepted, and the one line for what is not."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_run import write_recipe
+
+from slimfast.penalties import TL1
+from slimfast.train import Recipe, UsageError, load_recipe
+from slimfast.train.recipe_file import check, dump, first_difference, tomllib
+
+SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+SMALLEST = {"name": "x", "model": {"name": "vgg19"}, "data": {"name": "cifar10"}, "train": {"epochs": 1}}
+
+MISTAKES = [
+    ("prune.ratio=1.5", r"prune\.ratio = 1\.5: accepted: a share of all channels, 0 <= ratio < 1$"),
+    ("prune.ratio=-0.1", r"prune\.ratio = -0\.1: accepted: a share"),
+    ("train.epochs=0", r"train\.epochs = 0: accepted: an integer of at least 1$"),
+    ("train.epochs=1.5", r"train\.epochs = 1\.5: accepted: an integer"),
+    ("train.epochs=true", r"train\.epochs = true: accepted: an integer"),
+    ('train.epochs="8"', r'train\.epochs = "8": accepted: an integer'),
+    ("train.epoch=3", r"train\.epoch: no such key; did you mean epochs\? \(known here: epochs\)$"),
+    ("trian.epochs=3", r"trian: no such key; did you mean train\?"),
+    ("optimizer.lr=nan", r"optimizer\.lr = NaN: accepted: a number above 0$"),
+    ("optimizer.momentum=1.0", r"optimizer\.momentum = 1\.0: accepted: 0 <= momentum < 1$"),
+    ("optimizer.method=proxy", r'optimizer\.method = "proxy": accepted: prox or subgradient$'),
+    ("optimizer={momentum=0.0, nesterov=true}", r"optimizer: nesterov = true needs a momentum above 0$"),
+    ("schedule.milestones=[0.5]", r"schedule: milestones and factor belong to kind = 'step'"),
+    ("schedule={kind='step', milestones=[0.9, 0.1]}", r"milestones = \[0\.9, 0\.1\]: accepted: increasing"),
+    (
+        "model.name=smal_cnn",
+        r"model\.name: no such name: 'smal_cnn'; did you mean small_cnn\? \(accepted: vgg19",
+    ),
+    ("data.name=cifar-10", r"data\.name: no such name: 'cifar-10'; did you mean cifar10\?"),
+    ("data.batch_size=1", r"data\.batch_size = 1: accepted: an integer of at least 2$"),
+    ("data.validation=1.0", r"data\.validation = 1\.0: accepted: a share of the training set"),
+    ("penalty.kind=TL2", r"penalty: .*TL1"),
+    ("penalty.lam=-1.0", r"penalty: .*lam.*-1"),
+    ("penalty.q=3", r"penalty: .*q"),
+    ("prune={ratio=0.5, threshold=0.1}", r"prune: give ratio or threshold, not both"),
+    ("device=tpu", r'device = "tpu": accepted: auto, cpu'),
+    ("deploy=3", r"deploy = 3: accepted: a section of that name$"),
+]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipes_are_accepted(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert isinstance(recipe.build_penalty(), TL1)
+
+
+def test_papers_settings() -> None:
+    papers = [load_recipe(path) for path in SHIPPED if path.stem != "demo"]
+    assert {recipe.model.name for recipe in papers} == {"vgg19", "resnet164", "densenet40"}
+    for recipe in papers:
+        assert (recipe.train.epochs, recipe.data.batch_size, recipe.data.augment) == (
+            160,
+            64,
+            "pad-crop-flip",
+        )
+        assert (recipe.optimizer.lr, recipe.optimizer.momentum, recipe.optimizer.weight_decay) == (
+            0.1,
+            0.9,
+            1e-4,
+        )
+        assert (recipe.schedule.milestones, recipe.schedule.factor) == ([0.5, 0.75], 0.1)
+        assert recipe.finetune is not None
+        assert recipe.finetune.epochs == 160
+
+
+@pytest.mark.parametrize(("override", "message"), MISTAKES, ids=[override for override, _ in MISTAKES])
+def test_a_mistake_is_one_line(tmp_path: Path, override: str, message: str) -> None:
+    path = write_recipe(tmp_path)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_recipe(path, [override])
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name = ", "not a TOML file"),
+        (b"name = '\xff'", "not a TOML file"),
+        (b"name = 'x'", "model: missing"),
+        (b"name = 'x'\nmodel = {}", r"model\.name: missing"),
+    ],
+)
+def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=rf"^{path}: {message}"):
+        load_recipe(path)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no\.toml: cannot be read: No such file"):
+        load_recipe(tmp_path / "no.toml")
+
+
+@pytest.mark.parametrize("override", ["nonsense", "=1", "train.=1", "name.x=1"])
+def test_an_override_that_is_none(tmp_path: Path, override: str) -> None:
+    with pytest.raises(UsageError, match=rf"^--set {override}: "):
+        load_recipe(write_recipe(tmp_path), [override])
+
+
+def test_overrides_reach_their_keys(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path), ["train.epochs=9", "name=a b", "prune.ratio=0.5", "seed=7"])
+    assert (recipe.train.epochs, recipe.name, recipe.prune.ratio, recipe.seed) == (9, "a b", 0.5, 7)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_dump_reads_back_equal(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    copy = tmp_path / "copy.toml"
+    copy.write_text(dump(recipe))
+    assert load_recipe(copy) == recipe
+    assert first_difference(load_recipe(copy), recipe) is None
+
+
+@given(
+    name=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1),
+    lr=st.floats(min_value=1e-300, max_value=1e300),
+    args=st.dictionaries(
+        st.from_regex(r"\A[a-z_]{1,8}\Z"), st.booleans() | st.integers(-9, 9) | st.floats(-1, 1)
+    ),
+)
+def test_any_dump_reads_back_equal(name: str, lr: float, args: dict[str, float]) -> None:
+    given = {**SMALLEST, "name": name, "optimizer": {"lr": lr}, "model": {"name": "vgg19", "args": args}}
+    recipe = check(given, "here")
+    assert check(tomllib.loads(dump(recipe)), "there") == recipe
+
+
+def test_differences_name_the_key(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    old = load_recipe(path)
+    assert first_difference(old, load_recipe(path, ["train.epochs=5"])) == "train.epochs was 8, is 5"
+    assert first_difference(old, load_recipe(path, ["prune.ratio=0.5"])) == "prune.ratio was nothing, is 0.5"
+    without = Recipe.model_validate({k: v for k, v in old.model_dump().items() if k != "baseline"})
+    assert first_difference(old, without) == "baseline was {}, is nothing"
