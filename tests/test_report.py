@@ -338,6 +338,8 @@ def test_ticks_are_round(low: float, high: float, about: int, expected: list[flo
         (_text.three_digits(0), "0"),
         (_text.scientific(2.384185791015625e-06), "2.4 × 10⁻⁶"),
         (_text.scientific(0), "0"),
+        (_text.power(0.001), "0.001"),
+        (_text.power(1e-05), "10⁻⁵"),
         (_text.speed(8.1, 2.6), "3.1× faster"),
         (_text.speed(1.0, 1.06), "1.1× slower"),
         (_text.duration(0.42), "0.4 s"),

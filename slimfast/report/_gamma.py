@@ -39,13 +39,13 @@ def _heat(canvas: Canvas, shown: Sequence[Epoch], x: Scale, width: float) -> Non
     for value in _log_ticks(low, high):
         at = height(math.log10(value))
         canvas.line(LEFT, at, width, at, "grid")
-        canvas.text(LEFT - 8, at + 4, f"{value:g}", "small", anchor="end")
+        canvas.text(LEFT - 8, at + 4, _text.power(value), "small", anchor="end")
     canvas.text(0, TOP - 16, "|γ|", "small")
     most, shades = max(max(epoch.gamma.counts) for epoch in shown), defaultdict(list)
     for index, epoch in enumerate(shown):
         for bottom, top, n in epoch.gamma.bins():
             upper, lower = height(math.log10(top)), height(math.log10(bottom))
-            shades[math.ceil(SHADES * math.sqrt(n / most))].append(
+            shades[math.ceil(SHADES * math.log1p(n) / math.log1p(most))].append(
                 cell(x(index), upper, x(1) - x(0), lower - upper)
             )
     for shade, cells in sorted(shades.items()):

@@ -41,8 +41,16 @@ def scientific(value: float) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     mantissa, exponent = f"{value:.1e}".split("e")
-    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{mantissa}{NBSP}×{NBSP}10{raised}"
+    return f"{mantissa}{NBSP}×{NBSP}{_ten_to(int(exponent))}"
+
+
+def power(value: float) -> str:
+    """An axis' 0.5, 0.01 or 10⁻⁵"""
+    return f"{value:g}" if value >= 0.0009 else _ten_to(round(math.log10(value)))
+
+
+def _ten_to(exponent: int) -> str:
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def milliseconds(value: float) -> str:

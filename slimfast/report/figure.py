@@ -84,7 +84,7 @@ def _bars(canvas: Canvas, y: float, name: str, was: str, now: str, share: float)
     left = SPLIT + 60
     full = (WIDTH - left) / max(share, 1)
     canvas.text(left, y + 16, name, "name")
-    canvas.text(WIDTH - 88, y + 16, f"{was} →", anchor="end")
+    canvas.text(WIDTH - 96, y + 16, f"{was} →", anchor="end")
     canvas.text(WIDTH, y + 16, now, "now", anchor="end")
     canvas.rect(left, y + 28, full, 12, "was")
     canvas.rect(left, y + 42, full * share, 12, "is")
