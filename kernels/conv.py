@@ -1,7 +1,7 @@
 """Convolution as an implicit matrix product on NHWC images, with what surrounds it in a network.
 
-[rows, K] x [K, channels], where a row is an output pixel and K runs over taps and input channels; the left matrix is
-never built. Source: Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", 2014, section 3.
+[rows, K] x [K, channels], where a row is an output pixel and K runs over taps and input channels; the left
+matrix is never built. Source: Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", 2014, sec. 3.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from torch import Tensor
 def conv_kernel(
     x_ptr,  # [N, H, W, C]
     w_ptr,  # [taps, C / groups, O]
-    bias_ptr,  # [O], or [OH, OW, O] if BIAS_IS_MAP
-    scale_ptr,  # [C]
-    shift_ptr,  # [C]
-    residual_ptr,  # [residual_rows, O]
+    bias_ptr,  # [O], or [OH, OW, O] if BIAS_IS_MAP, or None
+    scale_ptr,  # [C], or None
+    shift_ptr,  # [C], or None
+    residual_ptr,  # [RESIDUAL_ROWS, O], or None
     y_ptr,  # [N, OH, OW, O]
     ROWS,  # N * OH * OW
     H,
@@ -38,10 +38,7 @@ def conv_kernel(
     PAD_W: tl.constexpr,
     DIL_H: tl.constexpr,
     DIL_W: tl.constexpr,
-    HAS_PROLOGUE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     BIAS_IS_MAP: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
     RELU: tl.constexpr,
     ALIGN_C: tl.constexpr,  # of the input channels, of the output channels: 8 or 1
     ALIGN_O: tl.constexpr,
@@ -51,7 +48,8 @@ def conv_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    DOUBLE: tl.constexpr = x_ptr.dtype.element_ty == tl.float64
+    ACC: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     C_GROUP, O_GROUP = C_UNITS * ALIGN_C, O_UNITS * ALIGN_O  # so the compiler knows that they are multiples
     C, O = C_GROUP * tl.num_programs(1), O_GROUP * tl.num_programs(1)  # noqa: E741
     tiles_n = tl.cdiv(O_GROUP, BN)
@@ -78,27 +76,27 @@ def conv_kernel(
         m_a = inside[:, None] & m_c[None, :]
         a = tl.load(x_ptr + o_x[:, None] + o_c[None, :], mask=m_a, other=0.0)
         b = tl.load(w_ptr + o_w[:, None] + o_n[None, :], mask=m_c[:, None] & m_n[None, :], other=0.0)
-        if HAS_PROLOGUE:
+        if scale_ptr is not None:
             scale = tl.load(scale_ptr + group * C_GROUP + o_c, mask=m_c, other=0.0).to(ACC)
             shift = tl.load(shift_ptr + group * C_GROUP + o_c, mask=m_c, other=0.0).to(ACC)
             z = a.to(ACC) * scale[None, :] + shift[None, :]
             z = tl.where(z < 0, 0.0, z)
-            a = tl.where(m_a, z, 0.0).to(a.dtype)  # the padding is zero behind the ReLU, not before the affine
+            a = tl.where(m_a, z, 0.0).to(a.dtype)  # zero padding comes after the ReLU
         if WIDEN:
             a, b = a.to(ACC), b.to(ACC)
-        if ACC == tl.float64:
+        if DOUBLE:
             acc += tl.sum(a[:, :, None] * b[None, :, :], 1)
         else:
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
     o_o = group * O_GROUP + o_n
     m_y = m_m[:, None] & m_n[None, :]
-    if HAS_BIAS:
+    if bias_ptr is not None:
         if BIAS_IS_MAP:
             o_map = (o_m % (OH * OW)).to(tl.int64) * O
             acc += tl.load(bias_ptr + o_map[:, None] + o_o[None, :], mask=m_y, other=0.0).to(ACC)
         else:
             acc += tl.load(bias_ptr + o_o, mask=m_n, other=0.0).to(ACC)[None, :]
-    if HAS_RESIDUAL:
+    if residual_ptr is not None:
         o_r = (o_m % RESIDUAL_ROWS).to(tl.int64) * O
         acc += tl.load(residual_ptr + o_r[:, None] + o_o[None, :], mask=m_y, other=0.0).to(ACC)
     if RELU:
@@ -111,26 +109,30 @@ def conv_kernel(
 class Tiles:
     """How the product is cut: rows, output channels and input channels per step of one program."""
 
-    rows: int
-    outputs: int
-    inputs: int
+    BM: int
+    BN: int
+    BK: int
     num_warps: int = 4
     num_stages: int = 3
 
 
-def tiles(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> Tiles:
-    """The cut for a product of these sizes per group: narrow for narrow layers, small where few would result.
+def tiles(rows: int, outputs: int, inputs: int, dtype: torch.dtype, prologue: bool) -> Tiles:
+    """The cut for a product of these sizes: narrow for narrow layers, small where few programs would result.
+
+    The limits are those at which no configuration spills registers on sm_80, sm_90 or sm_100.
 
     Args:
         rows: output pixels of all images.
         outputs, inputs: channels per group.
         dtype: of the images.
+        prologue: whether the images pass through scale, shift and ReLU.
     """
     if dtype == torch.float64:
         return Tiles(16, 16, 16)
-    bn = min(max(triton.next_power_of_2(outputs), 16), 64)
-    bk = min(max(triton.next_power_of_2(inputs), 16), 32 if dtype == torch.float32 else 64)
-    bm = 128
+    aligned = outputs % 8 == 0 and inputs % 8 == 0  # else every number is loaded by itself
+    bn = min(max(triton.next_power_of_2(outputs), 16), 64 if aligned else 32)
+    bk = min(max(triton.next_power_of_2(inputs), 16), 64 if aligned and dtype != torch.float32 else 32)
+    bm = 32 if not aligned else 64 if prologue else 128
     while bm > 16 and triton.cdiv(rows, bm) * triton.cdiv(outputs, bn) < 132:  # multiprocessors of an H100
         bm //= 2
     return Tiles(bm, bn, bk)
@@ -149,64 +151,64 @@ def launch(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    n, c, h, w = x.shape
-    o, c_group, taps_h, taps_w = weight.shape
-    oh = (h + 2 * padding[0] - dilation[0] * (taps_h - 1) - 1) // stride[0] + 1
-    ow = (w + 2 * padding[1] - dilation[1] * (taps_w - 1) - 1) // stride[1] + 1
-    if c != c_group * groups or o % groups or min(oh, ow) < 1:
-        raise RuntimeError(f"conv: weight {list(weight.shape)}, groups {groups} do not fit x {list(x.shape)}")
-    y = torch.empty((n, o, oh, ow), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    if residual is not None and tuple(residual.shape) not in ((n, o, oh, ow), (1, o, oh, ow)):
+    y = _result(x, weight, stride, padding, dilation, groups)
+    if residual is not None and residual.shape not in (y.shape, y[:1].shape):
         raise RuntimeError(f"conv: residual {list(residual.shape)} does not fit the result {list(y.shape)}")
     if not y.numel():
         return y
-    rows = n * oh * ow
-    align_c, align_o = (8 if channels % 8 == 0 else 1 for channels in (c_group, o // groups))
-    cut = tiles(rows, o // groups, c_group, x.dtype)
-    ieee = x.device.type == "cuda" and not torch.backends.cudnn.allow_tf32
+    (outputs, inputs, *taps), pixels = weight.shape, y.shape[2] * y.shape[3]
+    outputs, rows = outputs // groups, len(y) * pixels
+    align_c, align_o = (8 if channels % 8 == 0 else 1 for channels in (inputs, outputs))
+    cut = tiles(rows, outputs, inputs, x.dtype, scale is not None)
+    tf32 = x.is_cuda and torch.backends.cudnn.allow_tf32  # as torch's own convolutions
     with torch.cuda.device_of(x):
-        conv_kernel[triton.cdiv(rows, cut.rows) * triton.cdiv(o // groups, cut.outputs), groups](
+        conv_kernel[triton.cdiv(rows, cut.BM) * triton.cdiv(outputs, cut.BN), groups](
             _nhwc(x),
             weight.permute(2, 3, 1, 0).contiguous(),
-            _nhwc(bias),
-            scale,
-            shift,
-            _nhwc(residual),
+            *map(_nhwc, (bias, scale, shift, residual)),
             y,
             rows,
-            h,
-            w,
-            oh,
-            ow,
-            c_group // align_c,
-            o // groups // align_o,
-            RESIDUAL_ROWS=1 if residual is None else residual.shape[0] * oh * ow,
-            TAPS=taps_h * taps_w,
-            TAPS_W=taps_w,
-            STRIDE_H=stride[0],
-            STRIDE_W=stride[1],
-            PAD_H=padding[0],
-            PAD_W=padding[1],
-            DIL_H=dilation[0],
-            DIL_W=dilation[1],
-            HAS_PROLOGUE=scale is not None,
-            HAS_BIAS=bias is not None,
+            *x.shape[2:],
+            *y.shape[2:],
+            inputs // align_c,
+            outputs // align_o,
+            pixels * (1 if residual is None else len(residual)),
+            taps[0] * taps[1],
+            taps[1],
+            *stride,
+            *padding,
+            *dilation,
             BIAS_IS_MAP=bias is not None and bias.dim() == 4,
-            HAS_RESIDUAL=residual is not None,
             RELU=relu,
             ALIGN_C=align_c,
             ALIGN_O=align_o,
-            PRECISION="ieee" if ieee else "tf32",
-            WIDEN=x.device.type == "cpu",
-            BM=cut.rows,
-            BN=cut.outputs,
-            BK=cut.inputs,
-            num_warps=cut.num_warps,
-            num_stages=cut.num_stages,
+            PRECISION="tf32" if tf32 else "ieee",
+            WIDEN=not x.is_cuda,
+            **vars(cut),
         )
     return y
 
 
+def _result(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Memory for the result."""
+    outputs, inputs, *taps = weight.shape
+    geometry = zip(x.shape[2:], taps, stride, padding, dilation, strict=True)
+    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]
+    if x.shape[1] != inputs * groups or outputs % groups or min(size) < 1:
+        raise RuntimeError(f"conv: weight {list(weight.shape)}, groups {groups} do not fit x {list(x.shape)}")
+    shape = (len(x), outputs, *size)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
 def _nhwc(x: Tensor | None) -> Tensor | None:
     """Dense in the kernel's order; without a copy if it is so already."""
-    return x.contiguous(memory_format=torch.channels_last) if x is not None and x.dim() == 4 else x
+    if x is None or x.dim() < 4:
+        return x if x is None else x.contiguous()
+    return x.contiguous(memory_format=torch.channels_last)

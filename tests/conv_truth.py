@@ -1,0 +1,93 @@
+"""Convolution with prologue and epilogue in plain torch, and sample calls of it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    *geometry: Any,
+) -> Tensor:
+    """One torch operation after the other, each rounding to the dtype."""
+    if scale is not None and shift is not None:
+        count = len(scale)
+        x = F.batch_norm(x, x.new_zeros(count), x.new_ones(count), scale, shift, eps=0.0).relu()
+    y = F.conv2d(x, weight, None, *geometry)
+    if bias is not None:
+        y = y + (bias if bias.dim() == 4 else bias[:, None, None])
+    y = y if residual is None else y + residual
+    return y.relu() if relu else y
+
+
+def _numbers(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def call(
+    dtype: torch.dtype,
+    x: tuple[int, int, int, int],
+    weight: tuple[int, int, int, int],
+    *,
+    bias: str = "vector",
+    prologue: bool = False,
+    residual: int = 0,
+    relu: bool = False,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> tuple[Any, ...]:
+    """Arguments of the op; `bias` is "none", "vector" or "map", `residual` says how many images it has."""
+    images, kernel = _numbers(*x, dtype=dtype, seed=0), _numbers(*weight, dtype=dtype, seed=1)
+    geometry = (stride, padding, dilation, groups)
+    _, *size = (
+        F.conv2d(images[:1].double(), kernel.double(), None, *geometry).shape
+        if x[0]
+        else (0, weight[0], 1, 1)
+    )
+    biases = {"none": None, "vector": (weight[0],), "map": (1, *size)}
+    added = biases[bias]
+    return (
+        images,
+        kernel,
+        None if added is None else _numbers(*added, dtype=dtype, seed=2),
+        _numbers(x[1], dtype=dtype, seed=3) if prologue else None,
+        _numbers(x[1], dtype=dtype, seed=4) if prologue else None,
+        _numbers(residual, *size, dtype=dtype, seed=5) if residual else None,
+        relu,
+        *map(list, geometry[:3]),
+        groups,
+    )
+
+
+SHAPES: Mapping[str, tuple[Any, dict[str, Any]]] = {
+    "pre-activation 3x3": (((2, 5, 6, 7), (9, 5, 3, 3)), {"prologue": True, "padding": (1, 1)}),
+    "post-activation 1x1": (((2, 8, 3, 4), (16, 8, 1, 1)), {"residual": 2, "relu": True}),
+    "strided": (((1, 17, 7, 5), (8, 17, 3, 2)), {"stride": (2, 1), "padding": (2, 1), "residual": 1}),
+    "empty": (((0, 3, 4, 4), (2, 3, 1, 1)), {"bias": "none"}),
+    "size 1": (((1, 1, 1, 1), (1, 1, 1, 1)), {"prologue": True, "relu": True}),
+    "1x1 map": (((3, 16, 1, 1), (3, 16, 3, 3)), {"prologue": True, "padding": (1, 1), "bias": "map"}),
+    "dilated": (
+        ((1, 3, 8, 7), (4, 3, 3, 3)),
+        {"dilation": (2, 3), "padding": (2, 3), "bias": "map", "residual": 1},
+    ),
+    "grouped": (((2, 6, 4, 5), (9, 2, 3, 1)), {"groups": 3, "prologue": True, "padding": (1, 0)}),
+    "depthwise": (
+        ((1, 8, 5, 5), (8, 1, 3, 3)),
+        {"groups": 8, "stride": (2, 2), "padding": (1, 1), "relu": True},
+    ),
+}
+CALLS: Mapping[str, Callable[[torch.dtype], tuple[Any, ...]]] = {
+    label: lambda dtype, shapes=shapes, rest=rest: call(dtype, *shapes, **rest)
+    for label, (shapes, rest) in SHAPES.items()
+}
