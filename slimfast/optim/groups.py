@@ -51,7 +51,7 @@ def param_groups(
     chosen = {id(p) for p in scales + filters}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     decay = {} if bn_weight_decay is None else {"weight_decay": bn_weight_decay}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": scales, "penalty": bn, **decay},
         {"params": filters, "penalty": conv},
         {"params": rest, "penalty": None},
