@@ -118,7 +118,7 @@ def check_deploy(device: torch.device) -> list[str]:
 
 
 def time_steps(device: torch.device) -> dict[str, Any]:
-    """A step of every net's parameters with L1 on BatchNorm scales: ours, and torch's with the usual additions."""
+    """A step of every net's parameters with L1 on BatchNorm scales: ours and torch's, the usual ways."""
     results = {}
     for name in NETS:
         contenders = {
