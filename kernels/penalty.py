@@ -1,7 +1,7 @@
 """Triton device functions: value, gradient and proximal operator of the scalar penalties, in float64.
 
 Formulas and regimes are those of ``csrc/penalty.h``. Every argument is a float64 tensor, a block or a
-scalar; KIND is one of the constants below. A kernel loads, widens to float64, computes, and stores ``round_to``.
+scalar; KIND is one of the constants below. A kernel loads, widens to float64, computes, stores ``round_to``.
 """
 
 import triton

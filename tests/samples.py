@@ -12,8 +12,8 @@ A new op appends one entry to OPS:
     )
 
 `calls` make fresh arguments, the same at every call: seed what is random (`randn` here is). They are
-positional; a dict at the end holds keyword-only ones. Among them must be an empty tensor and one of size 1; add
-odd sizes and extreme values. Lists of tensors are fine. The first three calls go through opcheck: no NaN there.
+positional; a dict at the end holds keyword-only ones. Among them must be an empty tensor and one of size 1;
+add odd sizes and extreme values. Lists of tensors are fine. The first three calls go through opcheck: no NaN.
 `truth` gets the same arguments with every floating-point tensor in float64 and returns what the op returns;
 what the op mutates, it mutates too. It must not use the op's own code.
 `error` is Ulps(n): units in the last place of the result; or Twice(f): at most twice the error of plain torch

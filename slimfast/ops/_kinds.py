@@ -2,6 +2,8 @@
 
 import math
 from enum import IntEnum
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +32,15 @@ def check_tensor(x: Tensor) -> None:
         raise TypeError(f"x: {got} is not a floating-point or complex tensor")
 
 
-def check_number(name: str, value: float) -> None:
-    """Raises ValueError unless the number is finite and not negative."""
+def check_type(name: str, value: Any) -> None:
+    """Raises TypeError unless it is a number."""
+    if isinstance(value, bool) or not isinstance(value, Real | torch.SymFloat):
+        raise TypeError(f"{name}: {value!r} is not a number")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises TypeError unless it is a number, ValueError unless it is finite and not negative."""
+    check_type(name, value)
     if not 0 <= value < math.inf:
         raise ValueError(f"{name}: {value} is not a finite number >= 0")
 

@@ -124,7 +124,7 @@ def _tl1(z: Tensor, lam: float, a: float, step: float) -> tuple[Tensor, float]:
 
     Divided by y = a + z it is U^3 + B U^2 + A U = R with all digits right near tau, where the trigonometric
     form of the paper cancels. U^3 >= 2 s U^2 - s^2 U, so the quadratic with s in its place has its root at or
-    above U, with an error of about (s - U)^2: five reach rounding, near the critical weight a^2 / (2 (a+1)) too.
+    above U, with an error of about (s - U)^2: five reach rounding, at the critical weight a^2 / (2a + 2) too.
     """
     tau, low = _split(Fraction(step) * Fraction(lam) * (1 + 1 / Fraction(a)))
     reach = 2 * (step * lam) * (a + 1)

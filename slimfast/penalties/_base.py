@@ -1,13 +1,14 @@
 """What every penalty is."""
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from slimfast import ops
-from slimfast.ops._kinds import Kind, check_number
+from slimfast.ops._kinds import Kind, check_number, check_tensor, check_type
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class Penalty(ABC):
     lam: float
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            check_type(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, float(getattr(self, field.name)))
         check_number("lam", self.lam)
 
     @property
@@ -44,18 +48,24 @@ class Penalty(ABC):
     def envelope_grad(self, x: Tensor, beta: float) -> Tensor:
         """Gradient beta * (x - prox(x, 1 / beta)) of the Moreau envelope min_u penalty(u) + beta/2 (u - x)^2.
 
+        The difference is taken in float64: in float32 a small shrinkage would vanish in it.
+
         Args:
             x: floating-point or complex, any shape.
             beta: finite, > 0.
 
         Raises:
+            TypeError: x is no floating-point or complex tensor.
             ValueError: beta out of range.
 
         Source: Bui et al., Front. Appl. Math. Stat. 6, 2021 (the splitting's gradient, in closed form).
         """
-        if not 0 < beta < float("inf"):
-            raise ValueError(f"beta: {beta} is not a finite number > 0")
-        return beta * (x.detach() - self.prox(x, 1 / beta))
+        check_tensor(x)
+        check_number("beta", beta)
+        if beta == 0:
+            raise ValueError("beta: 0 is not a finite number > 0")
+        wide = x.detach().to(torch.promote_types(x.dtype, torch.float64))
+        return (beta * (wide - self.prox(wide, 1 / beta))).to(x.dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, which `from_dict` takes and a checkpoint can hold."""
@@ -70,8 +80,13 @@ def check_range(penalty: Penalty, name: str, low: float, high: float = float("in
         raise ValueError(f"{type(penalty).__name__}: {name} = {value}; accepted: finite, {accepted}")
 
 
-def check_cutoff(name: str, lam: float, cutoff: float) -> None:
-    """Raises ValueError unless lam and cutoff are finite and above 0."""
-    for argument, value in (("lam", lam), ("cutoff", cutoff)):
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{name}.with_cutoff: {argument} = {value}; accepted: finite, {argument} > 0")
+def check_cutoff(name: str, lam: float, cutoff: float, least: float) -> None:
+    """Raises ValueError unless lam is above 0 and the cutoff finite and above ``least`` times lam."""
+    check_number("lam", lam)
+    check_number("cutoff", cutoff)
+    if lam == 0:
+        raise ValueError(f"{name}.with_cutoff: lam = 0; accepted: lam > 0")
+    if not cutoff > least * lam:
+        raise ValueError(
+            f"{name}.with_cutoff: cutoff = {cutoff}; accepted: finite, above {least:g} lam = {least * lam}"
+        )

@@ -113,7 +113,7 @@ class MCP(Penalty):
     @classmethod
     def with_cutoff(cls, lam: float, cutoff: float) -> "MCP":
         """MCP that shrinks nothing beyond |x| = cutoff (finite, > 0): gamma = cutoff / lam."""
-        check_cutoff(cls.__name__, lam, cutoff)
+        check_cutoff(cls.__name__, lam, cutoff, least=0)
         return cls(lam, cutoff / lam)
 
     @property
@@ -145,7 +145,7 @@ class SCAD(Penalty):
     @classmethod
     def with_cutoff(cls, lam: float, cutoff: float) -> "SCAD":
         """SCAD that shrinks nothing beyond |x| = cutoff (finite, > 2 lam): a = cutoff / lam."""
-        check_cutoff(cls.__name__, lam, cutoff)
+        check_cutoff(cls.__name__, lam, cutoff, least=2)
         return cls(lam, cutoff / lam)
 
     @property
