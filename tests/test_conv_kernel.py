@@ -1,0 +1,128 @@
+"""The convolution kernel: interpreted on random shapes, and compiled for GPUs that are not here."""
+
+from typing import Any
+
+import pytest
+import torch
+from conv_truth import call
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from offline import Compiled, compile_triton
+from slimfast.kernels.conv import launch, tiles
+
+from slimfast.ops.conv import reference
+
+POINTERS = ["x_ptr", "w_ptr", "bias_ptr", "scale_ptr", "shift_ptr", "residual_ptr", "y_ptr"]
+NUMBERS = ["ROWS", "H", "W", "OH", "OW", "C_UNITS", "O_UNITS", "RESIDUAL_ROWS"]
+POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+ERROR = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-9}
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> tuple[torch.dtype, tuple[Any, ...]]:
+    def pair(low: int, high: int) -> tuple[int, int]:
+        return draw(st.integers(low, high)), draw(st.integers(low, high))
+
+    groups, taps, dilation, padding = draw(st.integers(1, 3)), pair(1, 3), pair(1, 2), pair(0, 2)
+    inputs, outputs = draw(st.sampled_from([1, 2, 5, 8, 17])), draw(st.sampled_from([1, 3, 8, 9]))
+    smallest = [max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, taps, padding, strict=True)]
+    size = [low + draw(st.integers(0, 4)) for low in smallest]
+    batch = draw(st.integers(1, 3))
+    dtype = draw(st.sampled_from(list(ERROR)))
+    arguments = call(
+        dtype,
+        (batch, inputs * groups, *size),
+        (outputs * groups, inputs, *taps),
+        bias=draw(st.sampled_from(["none", "vector", "map"])),
+        prologue=draw(st.booleans()),
+        residual=draw(st.sampled_from([0, 1, batch])),
+        relu=draw(st.booleans()),
+        stride=pair(1, 3),
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+    )
+    return dtype, arguments
+
+
+@settings(max_examples=60, deadline=None)
+@given(calls())
+def test_interpreted_kernel_equals_the_reference(case: tuple[torch.dtype, tuple[Any, ...]]) -> None:
+    dtype, arguments = case
+    truth = reference(*(a.double() if isinstance(a, torch.Tensor) else a for a in arguments))
+    got = launch(*arguments)
+    assert got.dtype == dtype
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    scale = truth.abs().amax().clamp(min=1.0)
+    assert (got.double() - truth).abs().amax() <= ERROR[dtype] * scale
+
+
+def test_padding_is_zero_behind_the_relu() -> None:
+    x = torch.zeros(1, 1, 1, 1)
+    shift = torch.ones(1)
+    y = launch(x, torch.ones(1, 1, 3, 3), None, shift, shift, None, False, [1, 1], [1, 1], [1, 1], 1)
+    assert y.item() == 1.0  # 9.0 if the padding went through the affine
+
+
+def test_nan_goes_through_relu() -> None:
+    x = torch.tensor([[[[torch.nan, -1.0]]]])
+    one = torch.ones(1)
+    y = launch(x, torch.ones(1, 1, 1, 1), None, one, one, None, True, [1, 1], [0, 0], [1, 1], 1)
+    assert torch.equal(y.isnan(), x.isnan())
+    assert y[0, 0, 0, 1] == 0
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    x, weight = torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 1, 1)
+    geometry: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
+    with pytest.raises(RuntimeError, match=r"^conv: weight \[2, 4, 1, 1\], groups 1 do not fit x"):
+        launch(x, torch.zeros(2, 4, 1, 1), None, None, None, None, False, *geometry)
+    with pytest.raises(RuntimeError, match=r"^conv: residual \[1, 2, 4, 3\] does not fit"):
+        launch(x, weight, None, None, None, torch.zeros(1, 2, 4, 3), False, *geometry)
+
+
+def compiled(dtype: torch.dtype, channels: int, rows: int, prologue: bool, arch: int) -> Compiled:
+    """The kernel at the configuration that the run time takes for a layer with as many inputs as outputs."""
+    cut = tiles(rows, channels, channels, dtype, prologue)
+    align = 8 if channels % 8 == 0 else 1
+    constants: dict[str, object] = {"TAPS": 9, "TAPS_W": 3, "BIAS_IS_MAP": False, "RELU": True}
+    constants |= dict.fromkeys(["STRIDE_H", "STRIDE_W", "PAD_H", "PAD_W", "DIL_H", "DIL_W"], 1)
+    constants |= {"ALIGN_C": align, "ALIGN_O": align, "PRECISION": "tf32", "WIDEN": False}
+    constants |= {"BM": cut.BM, "BN": cut.BN, "BK": cut.BK}
+    if not prologue:
+        constants |= {"scale_ptr": None, "shift_ptr": None}
+    pointers = [name for name in POINTERS if name not in constants]
+    signature = {
+        **dict.fromkeys(pointers, POINTER[dtype]),
+        **dict.fromkeys(NUMBERS, "i32"),
+        **dict.fromkeys(constants, "constexpr"),
+    }
+    kernel = "slimfast.kernels.conv:conv_kernel"
+    return compile_triton(kernel, signature, constants, pointers, arch, cut.num_warps, cut.num_stages)
+
+
+def assert_good(kernel: Compiled, aligned: bool) -> None:
+    assert kernel.local_bytes == 0, "spills"
+    assert kernel.shared <= 99 * 1024, "more shared memory than every one of these GPUs has"
+    assert kernel.count("HMMA") + kernel.count("HGMMA") + kernel.count("UTCHMMA"), "no tensor cores"
+    if aligned:
+        assert kernel.count("LDG.E.128") + kernel.count("LDGSTS.E.BYPASS.128") > 0
+        assert kernel.count("STG.E.128") > 0
+        assert not kernel.count("LDG.E.U16")
+
+
+@pytest.mark.parametrize(("arch", "prologue"), [(80, True), (90, False), (100, True)])
+def test_compiles_without_spills_on_tensor_cores(arch: int, prologue: bool) -> None:
+    assert_good(compiled(torch.bfloat16, 64, 10**6, prologue, arch), aligned=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("dtype", list(POINTER))
+@pytest.mark.parametrize("channels", [16, 64, 13, 33])
+@pytest.mark.parametrize("rows", [1000, 10**6])
+@pytest.mark.parametrize("prologue", [False, True])
+def test_every_configuration_compiles_well(
+    arch: int, dtype: torch.dtype, channels: int, rows: int, prologue: bool
+) -> None:
+    assert_good(compiled(dtype, channels, rows, prologue, arch), aligned=channels % 8 == 0)
