@@ -12,22 +12,31 @@ ROOT = Path(__file__).parent.resolve()
 
 
 class CMakeBuild(build_ext):
-    """One CMake build instead of one compiler call per extension; a failure leaves a working, slower package."""
+    """One CMake build for all extensions; a failure leaves a working, slower package."""
 
     def build_extension(self, ext: Extension) -> None:
-        package = ROOT if self.editable_mode or self.inplace else Path(self.build_lib).resolve()
-        target = package / "slimfast" / "_lib"
+        in_checkout = self.editable_mode or self.inplace
+        target = (ROOT if in_checkout else Path(self.build_lib).resolve()) / "slimfast" / "_lib"
+        name = f"cmake-{sysconfig.get_platform()}-{sys.version_info[0]}{sys.version_info[1]}"
+        build = (ROOT / "build" if in_checkout else Path(self.build_temp).resolve()) / name
         target.mkdir(parents=True, exist_ok=True)
-        reason = target / "not_built.txt"
-        build = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.version_info[0]}{sys.version_info[1]}"
+        for old in target.iterdir():  # a library of older sources is worse than none
+            old.unlink()
+        configure = ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
         try:
-            configure = ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
-            for command in (configure, ["cmake", "--build", build], ["cmake", "--install", build, "--prefix", target]):
+            for command in (
+                configure,
+                ["cmake", "--build", build],
+                ["cmake", "--install", build, "--prefix", target],
+            ):
                 subprocess.run(list(map(str, command)), check=True)
-            reason.unlink(missing_ok=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            reason.write_text(f"the C++ build failed: {error}\n")
-            self.warn(f"slimfast works without its C++ ops, but slowly: {error}")
+            failed = error.cmd[:2] if isinstance(error, subprocess.CalledProcessError) else [error.filename]
+            reason = (
+                f"the C++ build failed in `{' '.join(failed)}`; it needs cmake, ninja and a C++17 compiler"
+            )
+            (target / "not_built.txt").write_text(reason + "\n")
+            self.warn(f"slimfast works without its C++ ops, but slowly: {reason}")
 
     def copy_extensions_to_source(self) -> None:
         """Nothing to copy: an editable build installs straight into the checkout."""
