@@ -135,7 +135,8 @@ def tiles(rows: int, outputs: int, inputs: int, dtype: torch.dtype, prologue: bo
     bm = 32 if not aligned else 64 if prologue else 128
     while bm > 16 and triton.cdiv(rows, bm) * triton.cdiv(outputs, bn) < 132:  # multiprocessors of an H100
         bm //= 2
-    return Tiles(bm, bn, bk)
+    warps = min(max(bm * min(bn, bk) // 256, 1), 4)  # so that each thread has 16 bytes of the smallest tile
+    return Tiles(bm, bn, bk, warps)
 
 
 def launch(
