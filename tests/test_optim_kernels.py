@@ -1,9 +1,8 @@
-"""The Triton kernel of the step, compiled for GPUs that are not there; its results are checked in test_ops.py."""
+"""The Triton kernel of the step, compiled for GPUs that are not there; test_ops.py checks its results."""
 
 import pytest
 import torch
 from offline import compile_triton
-
 from slimfast.kernels.prox_sgd import BLOCK, NUM_WARPS, TYPES
 
 ARCHITECTURES = (80, 90, 100)
