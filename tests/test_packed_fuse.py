@@ -14,7 +14,8 @@ from slimfast.packed.fuse import fuse
 from slimfast.packed.fused import FusedConv
 from slimfast.packed.lower import lower
 from slimfast.packed.onednn import PackedConv
-from slimfast.packed.ops import Conv, Op
+from slimfast.packed.op import Op
+from slimfast.packed.ops import Conv
 from slimfast.packed.program import Program
 
 X = torch.randn(3, 4, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from slimfast.packed.deployed import DTYPES, Deployed
+from slimfast.packed.op import Op
 from slimfast.packed.ops import (
     Add,
     Affine,
@@ -21,7 +22,6 @@ from slimfast.packed.ops import (
     Fill,
     Flatten,
     Linear,
-    Op,
     Pair,
     Place,
     Pool,

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
-from slimfast.packed.ops import Add, Affine, Conv, Linear, Op, Place, Relu, Select
+from slimfast.packed.op import Op
+from slimfast.packed.ops import Add, Affine, Conv, Linear, Place, Relu, Select
 from slimfast.packed.program import Program
 
 O = TypeVar("O", bound=Op)  # noqa: E741 - the type of an op

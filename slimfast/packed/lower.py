@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from slimfast.packed.ops import Call, Constant, Op, packed
+from slimfast.packed.op import Op
+from slimfast.packed.ops import Call, Constant, packed
 from slimfast.packed.program import Program
 from slimfast.packed.rules import FUNCTIONS, MODULES, Alias
 

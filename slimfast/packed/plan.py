@@ -10,7 +10,8 @@ from torch import Tensor
 from slimfast.packed import onednn
 from slimfast.packed.fused import FusedConv
 from slimfast.packed.graph_capture import capture
-from slimfast.packed.ops import Call, Constant, Conv, Flatten, Op
+from slimfast.packed.op import Op
+from slimfast.packed.ops import Call, Constant, Conv, Flatten
 from slimfast.packed.program import Program
 
 _CHUNK_BYTES = 8 * 2**20  # of one value: beyond that caches and the allocator's reuse of memory stop helping

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from slimfast.packed.ops import Channels, Op
+from slimfast.packed.op import Channels, Op
 
 
 @dataclass(frozen=True, eq=False)

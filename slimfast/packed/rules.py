@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from slimfast.nn import BorderConv2d, ChannelBias, ChannelPlace, ChannelSelect, ShapeCarrier
+from slimfast.packed.op import Op
 from slimfast.packed.ops import (
     Add,
     Affine,
@@ -21,7 +22,6 @@ from slimfast.packed.ops import (
     Fill,
     Flatten,
     Linear,
-    Op,
     Pair,
     Place,
     Pool,
