@@ -1,7 +1,9 @@
 """The command line: exit codes, one line for a mistake, JSON on stdout and nothing else."""
 
 import json
+import resource
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,7 +95,7 @@ def test_ratio_of_one_and_a_half_in_a_process(tmp_path: Path, network: Path) -> 
 
 def test_model_without_batchnorm_in_a_process(tmp_path: Path) -> None:
     arguments = ("run", write_recipe(tmp_path), "--out", tmp_path / "run", "--set", "model.args.norm=false")
-    assert "TinyNet has none" in in_a_process(1, *arguments)
+    assert "has no affine BatchNorm, so nothing to prune" in in_a_process(1, *arguments)
     assert not (tmp_path / "run").exists()  # so that the corrected recipe may use the folder
 
 
@@ -181,13 +183,33 @@ def test_train_then_prune_then_finetune(tmp_path: Path, capsys: pytest.CaptureFi
     assert again == tuned
 
 
-def test_a_hopeless_penalty_is_announced(tmp_path: Path) -> None:
-    recipe, out = write_recipe(tmp_path), tmp_path / "run"
-    result = slimfast("train", recipe, "--out", out, "--set", "penalty.lam=1e-6", "--set", "train.epochs=1")
-    assert result.returncode == 0
-    warned = [line for line in result.stderr.splitlines() if line.startswith("slimfast: warning: ")]
+def test_a_hopeless_penalty_is_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weak = ("--set", "penalty.lam=1e-6", "--set", "train.epochs=1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(["train", str(write_recipe(tmp_path)), "--out", str(tmp_path / "run"), *weak]) == 0
+    said = capsys.readouterr().err.splitlines()
+    warned = [line for line in said if "no scale can reach zero" in line]
     assert len(warned) == 1
-    assert "no scale can reach zero" in warned[0]
+    assert warned[0].startswith("slimfast: warning: sum of thresholds ")
+
+
+def test_a_penalty_that_kills_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strong = ("--set", "penalty.lam=5.0", "--set", "train.epochs=1", "--set", "baseline.epochs=1")
+    assert main(["run", str(write_recipe(tmp_path)), "--out", str(tmp_path / "run"), *strong]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "slimfast: all 20 scales are zero, nothing would be left; try a lower penalty.lam"
+
+
+def test_a_full_disk(network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        said = fails(capsys, 1, "prune", network, "--out", tmp_path / "p.safetensors", "--input", "1x3x8x8")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "File too large" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_prune_removes_exact_zeros_by_default(
@@ -276,6 +298,7 @@ def test_recipe_errors_that_need_the_data(tmp_path: Path, capsys: pytest.Capture
         (2, "device=cuda:63", "device = 'cuda:63'"),
         (1, "data.root=nowhere", "takes no root"),
         (1, "data={name='cifar10', root='nowhere'}", "nowhere"),
+        (1, "model.args.norm=false", "TinyNet has none"),
         (1, "model.name=tiny_run:no_scores", "scores of shape (2, 3)"),
     ]:
         assert message in fails(capsys, code, "train", recipe, "--out", out, "--set", override)

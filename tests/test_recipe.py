@@ -1,5 +1,6 @@
 """Recipes: what is accepted, and the one line for what is not."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tiny_run import write_recipe
 
 from slimfast.penalties import TL1
 from slimfast.train import Recipe, UsageError, load_recipe
-from slimfast.train.recipe_file import check, dump, first_difference, tomllib
+from slimfast.train.recipe_file import check, dump, first_difference, section_of, tomllib
 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 SMALLEST = {"name": "x", "model": {"name": "vgg19"}, "data": {"name": "cifar10"}, "train": {"epochs": 1}}
@@ -141,3 +142,18 @@ def test_differences_name_the_key(tmp_path: Path) -> None:
     assert first_difference(old, load_recipe(path, ["prune.ratio=0.5"])) == "prune.ratio was nothing, is 0.5"
     without = Recipe.model_validate({k: v for k, v in old.model_dump().items() if k != "baseline"})
     assert first_difference(old, without) == "baseline was {}, is nothing"
+
+
+def test_every_key_is_documented() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
+    for key in Recipe.model_fields:
+        section = section_of(Recipe, key)
+        if section is None:
+            assert f"| `{key}` |" in page or f"`[{key}]`" in page
+            continue
+        chapter = page.partition(f"## `[{key}]`")[2].partition("\n## ")[0]
+        for name, field in section.model_fields.items():
+            row = next(line for line in chapter.splitlines() if line.startswith(f"| `{name}` |"))
+            assert field.description in row
+            if not field.is_required() and field.default is not None:
+                assert f"| `{json.dumps(field.default)}` |" in row

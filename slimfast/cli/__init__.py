@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _call(given: Namespace) -> int:
+    from safetensors import SafetensorError
     from torch import OutOfMemoryError
 
     from slimfast import GraphError
@@ -37,7 +38,7 @@ def _call(given: Namespace) -> int:
         return _fail(str(error), 2)
     except OutOfMemoryError as error:
         return _fail(f"out of GPU memory: try a smaller batch ({_first_line(error)})", 1)
-    except (RunError, GraphError, ValueError, OSError) as error:
+    except (RunError, GraphError, ValueError, OSError, SafetensorError) as error:
         return _fail(_first_line(error), 1)
     return 0
 

@@ -41,5 +41,9 @@ def compare_outputs(a: Network, b: Network, batches: Batches) -> tuple[float, in
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """Convolutions in true fp32: TF32's rounding would drown the difference that is looked for."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
         yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

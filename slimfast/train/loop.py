@@ -57,7 +57,6 @@ class _Running:
             if not math.isfinite(loss):
                 advice = "try a lower optimizer.lr or penalty.lam"
                 raise RunError(f"the loss is {loss} at step {first + i} of this stage; {advice}")
-
             self.loss += loss * self.sizes[i]
             self.right += right
             self.seen += self.sizes[i]

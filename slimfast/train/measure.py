@@ -103,7 +103,8 @@ def _latency(run: Run) -> dict[str, Any]:
     section = run.recipe.deploy
     x = next(iter(evaluation_loader(run.pictures.test, run.device)))[0]
     x = x.repeat(-(-section.batch // len(x)), 1, 1, 1)[: section.batch].to(getattr(torch, section.dtype))
-    dense, memory_format = in_faster_format(run.folder.load("sparse").to(run.device, x.dtype), x)
+    dense_name = "dense" if run.folder.network("dense").exists() else "sparse"  # the same layers
+    dense, memory_format = in_faster_format(run.folder.load(dense_name).to(run.device, x.dtype), x)
     pruned_name = "finetuned" if run.recipe.finetune else "pruned"
     pruned, _ = in_faster_format(run.folder.load(pruned_name).to(run.device, x.dtype), x)
     deployed = run.folder.load("deployed").to(run.device), x.contiguous(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ from torch import nn
 import slimfast
 from slimfast.pruning import PruneResult
 from slimfast.train.atomic import write_text_atomically
-from slimfast.train.errors import UsageError
+from slimfast.train.errors import RunError, UsageError
 from slimfast.train.evaluate import accuracy
 from slimfast.train.folder import check_folder
 from slimfast.train.measure import summarise
@@ -94,6 +94,8 @@ def _begin(run: Run, *, deploys: bool) -> None:
     """Tries out the network before the folder holds anything that a corrected recipe would collide with."""
     if not run.folder.recipe.exists():
         model = _fresh(run)
+        if deploys and not count_zeros(model)[1]:
+            raise RunError(f"model {run.recipe.model.name}: has no affine BatchNorm, so nothing to prune")
         build_optimizer(run.recipe, model, run.recipe.optimizer.lr, run.recipe.build_penalty())
         rehearse(model, run.pictures.train, deploys=deploys)
         run.folder.begin(run.recipe)
@@ -123,6 +125,8 @@ def _prune(run: Run) -> PruneResult:
     criterion = run.recipe.prune.model_dump(exclude_none=True)
     model = run.folder.load("sparse")
     zeros, channels = count_zeros(model)
+    if zeros == channels:
+        raise RunError(f"all {channels} scales are zero, nothing would be left; try a lower penalty.lam")
     result = slimfast.prune(model, run.pictures.example(), **criterion)
     report, file = result.report, run.folder.network("pruned")
     run.display.say(

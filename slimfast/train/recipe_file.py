@@ -108,7 +108,7 @@ def _locate(
     value: Any = content
     for key in location:
         if path and path[-1] in section.model_fields:
-            inner = _section_of(section, path[-1])
+            inner = section_of(section, path[-1])
             if inner is None:  # below a plain field pydantic names union members and list positions
                 break
             section = inner
@@ -117,7 +117,8 @@ def _locate(
     return path, section, value
 
 
-def _section_of(section: type[BaseModel], key: str) -> type[BaseModel] | None:
+def section_of(section: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The section below a key, or None where there is a plain value."""
     annotation = section.model_fields[key].annotation
     for candidate in (annotation, *getattr(annotation, "__args__", ())):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):

@@ -54,7 +54,6 @@ def load_pictures(section: DataSection) -> Pictures:
     except ValueError as error:
         cut = f"data.validation = {section.validation}, data.limit = {section.limit}"
         raise UsageError(f"{cut}: {error}") from None
-
     return Pictures(train, validation, test)
 
 
@@ -99,7 +98,6 @@ def build_model(section: ModelSection, pictures: ImageSet) -> nn.Module:
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise UsageError(f"model.name = {section.name!r}: returned a {kind}, not a torch.nn.Module")
-
     return model
 
 
