@@ -15,8 +15,9 @@ from slimfast.penalties import TL1
 def main(epochs: int = 4, pictures: int = 12_000) -> None:
     torch.manual_seed(0)
     train, test = data.load("fashion-mini")
-    loader = data.Loader(train.subset(range(pictures)), batch_size=64, shuffle=True, augment="flip", channels_last=True)
-    model = models.small_cnn().to(memory_format=torch.channels_last)
+    train = train.subset(range(pictures))
+    loader = data.Loader(train, batch_size=64, shuffle=True, augment="flip")
+    model = models.small_cnn()
 
     # Was: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
     groups = slimfast.param_groups(model, bn=TL1(lam=3e-3, a=0.5))
@@ -31,7 +32,8 @@ def main(epochs: int = 4, pictures: int = 12_000) -> None:
             loss.backward()
             optimizer.step()
             schedule.step()
-        zeros = sum(int((m.weight == 0).sum()) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+        scales = [m.weight for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        zeros = sum(int((weight == 0).sum()) for weight in scales)
         print(f"epoch {epoch + 1}: loss {loss.item():.3f}, {zeros} scales are exactly zero")
 
     example = torch.randn(1, 1, 28, 28)
@@ -39,8 +41,8 @@ def main(epochs: int = 4, pictures: int = 12_000) -> None:
     fast = slimfast.deploy(pruned.model, example)
     x, _ = next(iter(data.Loader(test, batch_size=1000)))
     with torch.no_grad():
-        before = model.eval()(x)
-        print(f"pruned differs from the trained network by at most {(pruned.model.eval()(x) - before).abs().max():.1e}")
+        before, after = model.eval()(x), pruned.model.eval()(x)
+        print(f"pruned differs from trained by at most {(after - before).abs().max():.1e}")
         print(f"deployed differs by at most {(fast(x) - before).abs().max():.1e}")
     print(pruned.report)
 

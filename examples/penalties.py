@@ -1,4 +1,4 @@
-"""Draw every penalty and its proximal operator: which inputs become exactly zero, and how much the others shrink.
+"""Draw penalties and their proximal operators: which inputs become exactly zero, and what the others lose.
 
 Run:  python examples/penalties.py [penalties.svg]
 """

@@ -1,4 +1,4 @@
-"""Prune a network that somebody else trained: half of its scales are set to zero, the rest of the pass is exact.
+"""Prune a trained network: half of its scales are set to zero, the rest of the pass is exact.
 
 Run:  python examples/prune_a_model.py
 """
@@ -28,7 +28,8 @@ def main() -> None:
         file = Path(folder) / "pruned.safetensors"
         slimfast.save(result.model, file)  # structure and weights, no pickle
         again = slimfast.load(file)
-        print(f"{file.stat().st_size / 2**20:.1f} MB; loaded differs by {(again(x) - result.model(x)).abs().max():.0e}")
+        difference = (again(x) - result.model(x)).abs().max()
+        print(f"{file.stat().st_size / 2**20:.1f} MB; the loaded network differs by {difference:.0e}")
 
     fast = slimfast.deploy(again, x)
     print(fast.program)  # what will run

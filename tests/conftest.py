@@ -1,4 +1,4 @@
-"""Runs Triton kernels in its interpreter (to be said before triton is first imported), and torch on one thread."""
+"""Runs Triton kernels in its interpreter, said before triton is first imported, and torch on one thread."""
 
 import os
 
@@ -6,4 +6,4 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-torch.set_num_threads(1)  # tests run side by side; threads that wait for each other would take most of the time
+torch.set_num_threads(1)  # tests run side by side; waiting for each other would take most of the time

@@ -1,6 +1,6 @@
 """Compiles a Triton kernel for a GPU that is not there, and reads registers, spills and SASS back.
 
-Runs as a subprocess: the tests' own process holds the kernels in Triton's interpreter, which cannot be undone.
+Runs as a subprocess: the tests' own process holds the kernels in Triton's interpreter, for good.
 """
 
 import json

@@ -1,0 +1,40 @@
+"""The examples run as they are, and stay short."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    load("one_line").main(epochs=1, pictures=640)
+    said = capsys.readouterr().out
+    assert "scales are exactly zero" in said
+    assert "classifier.fc" in said
+
+
+def test_prune_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    load("prune_a_model").main()
+    assert "the loaded network differs by 0e+00" in capsys.readouterr().out
+
+
+def test_penalties(tmp_path: Path) -> None:
+    load("penalties").main(str(tmp_path / "penalties.svg"))
+    assert "<svg" in (tmp_path / "penalties.svg").read_text()
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 60
