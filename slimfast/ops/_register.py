@@ -37,7 +37,7 @@ def warn_if_slow() -> None:
         warnings.warn(f"slimfast runs without its C++ ops, so slowly: {reason}", UserWarning, stacklevel=3)
 
 
-def define(schema: str, reference: Callable[..., Any]) -> None:
+def define(schema: str, reference: Callable[..., Any], compiled: bool = True) -> None:
     """Defines ``torch.ops.slimfast.<name>``.
 
     The reference serves every device that has no kernel of its own, and as the fake for ``torch.compile``.
@@ -45,11 +45,13 @@ def define(schema: str, reference: Callable[..., Any]) -> None:
     Args:
         schema: as in native_functions.yaml, mutation declared: ``"prox_(Tensor(a!) x, float lam) -> ()"``.
         reference: plain torch, with the schema's arguments.
+        compiled: the C++ library has this op; if it is missing, the reference says so. False where torch itself
+            is the fast way on CPUs.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
-    if why_slow():
+    if compiled and why_slow():
         _LIBRARY.impl(name, _noticed(reference), "CPU")
 
 

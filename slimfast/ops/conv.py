@@ -41,7 +41,7 @@ def reference(
     return torch.empty_like(y, dtype=x.dtype, memory_format=torch.channels_last).copy_(y)
 
 
-define(SCHEMA, reference)
+define(SCHEMA, reference, compiled=False)
 register_triton("conv", "conv")
 
 
