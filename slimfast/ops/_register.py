@@ -45,7 +45,7 @@ def define(schema: str, reference: Callable[..., Any], compiled: bool = True) ->
     Args:
         schema: as in native_functions.yaml, mutation declared: ``"prox_(Tensor(a!) x, float lam) -> ()"``.
         reference: plain torch, with the schema's arguments.
-        compiled: the C++ library has this op; if it is missing, the reference says so. False where torch itself
+        compiled: the C++ library has this op; without it the reference says so. False where torch itself
             is the fast way on CPUs.
     """
     name = schema.partition("(")[0]
