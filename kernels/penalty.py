@@ -136,9 +136,11 @@ def _prox_lp(z, weight, p):
     pull = v
     for _ in tl.static_range(3):
         w = beta * tl.exp(-k * tl.log(tl.where(v > 1, v, 1.0)))
-        f, slope, bend = (v - target) + w, 1 - k * w / v, k * (1 + k) * w / (v * v)
-        delta = f / (slope - 0.5 * bend * f / slope)
-        pull = w + w * k * delta / v
+        inverse, f = 1 / v, (v - target) + w
+        fall = k * w * inverse
+        slope, bend = 1 - fall, (1 + k) * fall * inverse
+        delta = f * slope / (slope * slope - 0.5 * bend * f)
+        pull = w + fall * delta
         v = v - delta
     return z - jump * pull, jump * start
 

@@ -112,9 +112,10 @@ def _lp(z: Tensor, lam: float, p: float, step: float) -> tuple[Tensor, float]:
     pull = v
     for _ in range(3):
         w = beta * v.clamp(min=1) ** -k
-        f, slope, bend = (v - target) + w, 1 - k * w / v, k * (1 + k) * w / (v * v)
-        delta = f / (slope - 0.5 * bend * f / slope)
-        pull = w + w * k * delta / v
+        f, fall = (v - target) + w, k * w / v
+        slope, bend = 1 - fall, (1 + k) * fall / v
+        delta = f * slope / (slope * slope - 0.5 * bend * f)
+        pull = w + fall * delta
         v = v - delta
     return z - jump * pull, jump * start
 
