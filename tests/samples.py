@@ -119,7 +119,7 @@ def penalty_calls(regimes: Mapping[str, tuple[Any, ...]], scalars: int = 4) -> d
 
         return arguments
 
-    sizes = {"empty": (0, 3), "size 1": (), "odd sizes": (3, 1, 5)}
+    sizes = {"empty": (0, 3), "size 1": (), "odd sizes": (3, 1, 5), "several blocks": (1025,)}
     any_regime = next(reversed(regimes.values()))
     plain = {label: call(any_regime, size) for label, size in sizes.items()}
     return plain | {label: call(regime, None) for label, regime in regimes.items()}

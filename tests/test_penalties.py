@@ -218,6 +218,16 @@ def test_complex_numbers_are_pairs(penalty: Penalty, dtype: torch.dtype) -> None
         assert penalty.envelope_grad(z, 1.0).dtype == dtype
 
 
+@pytest.mark.parametrize("penalty", ALL, ids=str)
+def test_threads_share_a_large_tensor(penalty: Penalty) -> None:
+    x = torch.randn(100_003, generator=torch.Generator().manual_seed(0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    together = penalty.prox(x, 0.7)
+    torch.set_num_threads(threads)
+    assert torch.equal(together, torch.cat([penalty.prox(part, 0.7) for part in x.split(999)]))
+
+
 def test_layout_follows_torch() -> None:
     x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     for y in (x, x[:, :, ::2], x.transpose(1, 3), x[0, 0, 0].expand(3, 5)):
