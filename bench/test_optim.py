@@ -1,6 +1,6 @@
 """A step with an L1 penalty on BatchNorm scales: ProxSGD against what users write with torch's SGD."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -95,6 +95,18 @@ def after_steps(name: str, make: Callable[[nn.Module], Step]) -> list[Tensor]:
     return [p.detach() for p in model.parameters()]
 
 
+ALL_THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(params=sorted({1, ALL_THREADS}), ids=lambda n: f"threads{n}")
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """torch's small ops are often faster on one thread: both are measured, the better one is the rival."""
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(ALL_THREADS)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("name", ["resnet164", "vgg19", "densenet40", "resnet50"])
 def test_step(compare: Compare, name: str) -> None:
     for family in families().values():
