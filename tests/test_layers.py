@@ -23,16 +23,17 @@ PACKAGES = (
     "report",
     "cli",
 )
-_LIBRARY = {*PACKAGES[:9], "files", "kernels"}
+_LIBRARY = {*PACKAGES[:9], "files", "kernels", "_atomic"}
 MAY_IMPORT = {  # a package may always import itself
+    "_atomic": set(),
     "kernels": set(),
     "ops": {"kernels"},
     "penalties": {"ops"},
     "optim": {"penalties", "ops"},
     "nn": set(),
-    "graph": {"nn"},
+    "graph": {"nn", "_atomic"},
     "pruning": {"graph", "nn"},
-    "packed": {"ops", "nn", "graph"},
+    "packed": {"ops", "nn", "graph", "_atomic"},
     "files": {"packed", "graph", "nn"},
     "models": set(),
     "data": set(),

@@ -12,10 +12,10 @@ from tiny_run import TinyNet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from slimfast._atomic import write_atomically
 from slimfast.optim import ProxSGD, param_groups
 from slimfast.penalties import L1
 from slimfast.train import Epoch, RunError, accuracy, compare_outputs, count_zeros, fit
-from slimfast.train.atomic import write_atomically
 from slimfast.train.checkpoint import Position, load_checkpoint, read_position, save_checkpoint
 from slimfast.train.metrics import MetricsFile, describe_scales
 from slimfast.train.schedule import cosine, steps

@@ -2,11 +2,11 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 
 from torch import Tensor, fx, nn
 
+from slimfast._atomic import write_atomically
 from slimfast.graph.describe import all_tensors, describe
 from slimfast.graph.rebuild import rebuild
 from slimfast.graph.trace import one_line, symbolic
@@ -37,16 +37,7 @@ def save_module(model: nn.Module, path: str | os.PathLike[str]) -> None:
     for name, tensor in all_tensors(traced).items():
         distinct.setdefault(id(tensor), (name, tensor))
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in distinct.values()}
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        os.close(handle)
-        save_file(tensors, temporary, metadata)
-        _sync(temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
 
 
 def load_module(path: str | os.PathLike[str]) -> fx.GraphModule:
@@ -77,9 +68,3 @@ def _structure(metadata: dict[str, str]) -> object:
         found = metadata.get("slimfast.version")
         raise ValueError(f"this version of slimfast reads files of version {VERSION}, not {found!r}")
     return json.loads(metadata.get("slimfast.structure", ""))
-
-
-def _sync(path: str) -> None:
-    """Waits until the file is on the disk, so that a crash cannot leave a new name over old contents."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

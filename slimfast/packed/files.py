@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from slimfast._atomic import write_atomically
 from slimfast.packed.deployed import DTYPES, Deployed
 from slimfast.packed.op import Op
 from slimfast.packed.ops import (
@@ -67,17 +67,7 @@ def save_packed(deployed: Deployed, path: str | os.PathLike[str]) -> None:
     }
     program = json.dumps(_described(deployed), separators=(",", ":"), allow_nan=False)
     metadata = {"slimfast.format": FORMAT, "slimfast.version": VERSION, "slimfast.program": program}
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        save_file(tensors, temporary, metadata)
-        os.fsync(handle)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(handle)
+    write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
 
 
 def load_packed(path: str | os.PathLike[str]) -> Deployed:

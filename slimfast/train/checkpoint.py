@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from slimfast.train.atomic import write_atomically
+from slimfast._atomic import write_atomically
 from slimfast.train.errors import RunError
 
 _FORMAT = "slimfast.checkpoint"

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 import slimfast
-from slimfast.train.atomic import write_text_atomically
+from slimfast._atomic import write_text_atomically
 from slimfast.train.errors import UsageError
 from slimfast.train.recipe import Recipe
 from slimfast.train.recipe_file import dump, first_difference, load_recipe

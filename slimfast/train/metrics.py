@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slimfast.train.atomic import write_text_atomically
+from slimfast._atomic import write_text_atomically
 
 _EDGES = torch.logspace(-6, 1, 41, dtype=torch.float64)
 

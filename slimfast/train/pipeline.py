@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import slimfast
+from slimfast._atomic import write_text_atomically
 from slimfast.pruning import PruneResult
-from slimfast.train.atomic import write_text_atomically
 from slimfast.train.errors import RunError, UsageError
 from slimfast.train.evaluate import accuracy
 from slimfast.train.folder import check_folder
