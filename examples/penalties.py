@@ -1,6 +1,6 @@
 """Draw penalties and their proximal operators: which inputs become exactly zero, and what the others lose.
 
-Run:  python examples/penalties.py [penalties.svg]
+Run:  python examples/penalties.py [penalties.svg]        (needs matplotlib)
 """
 
 import sys
