@@ -1,6 +1,7 @@
 """Recipes: what is accepted, and the one line for what is not."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import write_recipe
 
+from slimfast import data
+from slimfast.optim import warn_if_unreachable
 from slimfast.penalties import TL1
 from slimfast.train import Recipe, UsageError, load_recipe
 from slimfast.train.recipe_file import check, dump, first_difference, section_of, tomllib
+from slimfast.train.setup import build_model, build_optimizer, build_schedule
 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 SMALLEST = {"name": "x", "model": {"name": "vgg19"}, "data": {"name": "cifar10"}, "train": {"epochs": 1}}
@@ -157,3 +161,17 @@ def test_every_key_is_documented() -> None:
             assert field.description in row
             if not field.is_required() and field.default is not None:
                 assert f"| `{json.dumps(field.default)}` |" in row
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_penalties_can_reach_zero(path: Path) -> None:
+    recipe = load_recipe(path)
+    embedded = recipe.data.name == "fashion-mini"
+    pictures = data.load("fashion-mini")[0]
+    count = round((1 - recipe.data.validation) * (len(pictures) if embedded else 50_000))
+    model = build_model(recipe.model, pictures)
+    optimizer = build_optimizer(recipe, model, recipe.optimizer.lr, recipe.build_penalty())
+    schedule = build_schedule(recipe, recipe.optimizer.lr)
+    steps = recipe.train.epochs * math.ceil(count / recipe.data.batch_size)
+    warn_if_unreachable(optimizer, [schedule(step, steps) for step in range(steps)])

@@ -16,7 +16,7 @@ from tiny_run import command, write_recipe
 from slimfast.cli import main
 from slimfast.train.checkpoint import read_position
 
-EPOCHS = ("--set", "train.epochs=60", "--set", "penalty.lam=0.002")
+EPOCHS = ("--set", "train.epochs=40", "--set", "penalty.lam=0.002")
 
 
 def start(*arguments: object) -> "subprocess.Popen[str]":
@@ -64,13 +64,13 @@ def test_stopped_and_killed_training_ends_as_if_it_never_was(tmp_path: Path) -> 
     assert said.splitlines()[-1] == "slimfast: stopped; --resume goes on from the last finished epoch"
     assert "Traceback" not in said
     done = read_position(stopped / "checkpoint.safetensors").epoch
-    assert 2 <= done < 60
+    assert 2 <= done < 40
 
     process = start(*arguments)
     wait_for_lines(process, stopped / "metrics.jsonl", done + 5)
     process.kill()
     process.communicate()
-    assert done + 4 <= read_position(stopped / "checkpoint.safetensors").epoch < 60
+    assert done + 4 <= read_position(stopped / "checkpoint.safetensors").epoch < 40
 
     finish(*arguments)
     assert records(stopped) == records(straight)

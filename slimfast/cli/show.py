@@ -21,7 +21,7 @@ def summary(found: Mapping[str, Any], page: Path) -> None:
     ):
         table.add_row(label, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}")
     before, after = found["dense_ms"], found["deployed_ms"]
-    label = f"ms per {found['batch']} pictures, {found['threads']} threads"
+    label = f"ms per {found['batch']} pictures, threads: {found['threads']}"
     table.add_row(label, f"{before:.2f}", f"{after:.2f}", f"{before / after:.2f}x as fast")
     console = Console(highlight=False)
     console.print(table)
@@ -47,7 +47,7 @@ def trained(found: Mapping[str, Any]) -> None:
 
 def latency(found: Mapping[str, Any]) -> None:
     """Median and spread of each timed network."""
-    table = Table(title=f"ms at batch {found['batch']}, {found['dtype']}, {found['threads']} threads")
+    table = Table(title=f"ms at batch {found['batch']}, {found['dtype']}, threads: {found['threads']}")
     for column in ("network", "median", "fastest", "slowest"):
         table.add_column(column, justify="left" if column == "network" else "right")
     for name, times in found["latency"].items():
