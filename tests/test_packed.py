@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import slimfast
 from slimfast import models
+from slimfast.packed.graph_capture import capture
 
 SIZES = {
     "vgg19": (17, 20),
@@ -203,3 +204,13 @@ def test_wrong_arguments_are_refused_in_one_line(small: nn.Module) -> None:
         slimfast.deploy(small, images(2))([1.0])
     with pytest.raises(ValueError, match=r"^dtype must be one of .*, got torch.float8_e4m3fn$"):
         slimfast.deploy(small, images(2)).to(torch.float8_e4m3fn)
+
+
+def test_runs_without_a_graph_where_capture_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr("torch.cuda.CUDAGraph", refuse)
+    message = r"^deployed without a CUDA graph, so slower at small batches: operation not permitted$"
+    with pytest.warns(UserWarning, match=message):
+        assert capture(torch.relu, images(2)) is torch.relu
