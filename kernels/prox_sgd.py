@@ -15,13 +15,18 @@ import triton.language as tl
 from slimfast.kernels.penalty import grad_one, prox_one
 from torch import Tensor
 
-# Numbers per program, by penalty kind: few, so that a small model fills the device; fewer where the float64
-# iterations of Lp and TL1 would not fit into registers.
-BLOCK = {0: 2048, 1: 2048, 2: 2048, 3: 1024, 4: 1024, 5: 2048, 6: 2048}
 NUM_WARPS = 8
 HYPER = ("lr", "momentum", "dampening", "weight_decay", "lam", "shape", "prox_step", "subgradient_scale")
 FLAGS = ("nesterov", "maximize", "first_step")
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def block_of(kind: int, param: torch.dtype) -> int:
+    """Numbers per program: few, so that a small model fills the device, and as many as registers hold.
+
+    Iterations in float64 (Lp: 3, TL1: 4) and float64 parameters take twice as many.
+    """
+    return 1024 if kind in (3, 4) or param == torch.float64 else 2048
 
 
 @triton.jit
@@ -110,7 +115,7 @@ def launch(
             launches[dtypes, kinds[i] or fallback].append((p, g, m, i))
     for (dtypes, chosen), tensors in launches.items():
         device = tensors[0][0].device
-        block, types = BLOCK[chosen], (TYPES[dtype] for dtype in dtypes)
+        block, types = block_of(chosen, dtypes[0]), (TYPES[dtype] for dtype in dtypes)
         chunks = _chunks(tuple(_row(*row) for row in tensors), block, device)
         prox_sgd_kernel[(len(chunks),)](chunks, table.to(device), *types, chosen, block, num_warps=NUM_WARPS)
     for to, copy in copies:

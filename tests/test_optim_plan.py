@@ -217,3 +217,15 @@ def test_unusual_parameters_have_no_plan() -> None:
             optimizer.step()
         assert not is_served(optimizer)
         assert params[0].flatten()[0].real.item() == pytest.approx(0.8)
+
+
+def test_a_compiled_step_equals_an_eager_one() -> None:
+    """Also after eager steps have made a plan; without graph breaks."""
+    results = []
+    for compiled in (False, True):
+        optimizer = optimizer_of(parameters())
+        steps(optimizer, 2)
+        if compiled:
+            optimizer.step = torch.compile(optimizer.step, backend="aot_eager", fullgraph=True)  # type: ignore[method-assign]
+        results.append(steps(optimizer, 3, seed=1))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -24,7 +24,7 @@ def _compiled() -> Any:
 
 def build(param_groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[str, Any]]) -> Any:
     """A plan for these groups and states, or None where only the op can serve them."""
-    if _compiled() is None or torch.compiler.is_compiling():
+    if _compiled() is None:
         return None
     for group in param_groups:
         for p in group["params"]:
