@@ -1,4 +1,4 @@
-"""Sample calls of the op prox_sgd_, and the step written out with plain torch arithmetic in the tensors' own dtype."""
+"""Sample calls of the op prox_sgd_, and its step in plain torch arithmetic in the tensors' own dtype."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -68,7 +68,7 @@ def step(
     group: Sequence[int],
     **columns: Sequence[Any],
 ) -> None:
-    """One step; in float64 it is the truth, in other dtypes, where every operation rounds, what torch users write."""
+    """One step: in float64 the truth; in other dtypes, where every operation rounds, what torch users write."""
     buffers = list(momentum_buffers)
     for param, grad, i in zip(params, grads, group, strict=True):
         h = {key: column[i] for key, column in columns.items()}
