@@ -68,7 +68,7 @@ def step(
     group: Sequence[int],
     **columns: Sequence[Any],
 ) -> None:
-    """One step: in float64 the truth; in other dtypes, where every operation rounds, what torch users write."""
+    """One step: in float64 the truth; in other dtypes, each operation rounded, what torch users write."""
     buffers = list(momentum_buffers)
     for param, grad, i in zip(params, grads, group, strict=True):
         h = {key: column[i] for key, column in columns.items()}
