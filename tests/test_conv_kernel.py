@@ -48,7 +48,10 @@ def calls(draw: st.DrawFn) -> tuple[torch.dtype, tuple[Any, ...]]:
 @settings(max_examples=60, deadline=None)
 @given(calls())
 def test_interpreted_kernel_equals_the_reference(case: tuple[torch.dtype, tuple[Any, ...]]) -> None:
-    """Within the a priori bound: one rounding of the prologue, one of the result, and those of the sums."""
+    """Within the a priori bound: one rounding of the prologue, one of the result, and those of the sums.
+
+    Roundings are within eps / 2, but the interpreter cuts float32 off to bfloat16, where a GPU rounds.
+    """
     dtype, arguments = case
     wide = [a.double() if isinstance(a, torch.Tensor) else a for a in arguments]
     truth = reference(*wide)
@@ -58,7 +61,8 @@ def test_interpreted_kernel_equals_the_reference(case: tuple[torch.dtype, tuple[
     assert got.is_contiguous(memory_format=torch.channels_last)
     sums = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     terms = arguments[1][0].numel() + 4
-    bound = (torch.finfo(dtype).eps + terms * sums) * magnitude + torch.finfo(dtype).tiny
+    twice = torch.finfo(dtype).eps * (2 if dtype == torch.bfloat16 else 1)
+    bound = (twice + terms * sums) * magnitude + torch.finfo(dtype).tiny
     assert ((got.double() - truth).abs() <= bound).all()
 
 
