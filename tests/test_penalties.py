@@ -16,6 +16,7 @@ from mpmath import mpf
 from torch import Tensor
 
 from slimfast import ops, penalties
+from slimfast.ops._kinds import Form, Kind
 from slimfast.penalties import L0, L1, MCP, SCAD, TL1, Lp, Penalty
 
 ALL = [
@@ -250,6 +251,18 @@ def test_dicts_and_copies(penalty: Penalty, tmp_path: object) -> None:
     assert {type(value) for value in fields.values()} <= {str, float}
     assert copy.deepcopy(penalty) == pickle.loads(pickle.dumps(penalty)) == penalty
     assert len({penalty, penalties.from_dict(fields)}) == 1
+
+
+def test_rule_is_what_an_optimizer_reads() -> None:
+    assert TL1(0.5, 2.0).rule == (Kind.TL1, Form.ELEMENTWISE, 0, 0.5, 2.0, 0.0)
+    assert L1(0.5).rule._asdict() == {
+        "kind": truth.L1,
+        "form": 0,
+        "dim": 0,
+        "lam": 0.5,
+        "shape": 0.0,
+        "group_lam": 0.0,
+    }
 
 
 def test_numbers_become_floats() -> None:

@@ -25,6 +25,32 @@ class Kind(IntEnum):
         raise ValueError(f"kind: {value} is none of 0 to {max(cls)}")
 
 
+class Form(IntEnum):
+    """What a penalty applies its scalar kind to; the numbers are part of the ops' contract."""
+
+    ELEMENTWISE = 0  # each number
+    NORM = 1  # the norm of each group, with lam * sqrt(group size)
+    SPARSE = 2  # each number, plus group_lam * sqrt(group size) times the norm of each group
+    DIFFERENCE = 3  # lam (||x||_1 - shape ||x||_2) of a whole tensor (dim 0) or optimizer group (dim 1)
+
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise ValueError(f"form: {value} is none of 0 to {max(cls)}")
+
+
+class Method(IntEnum):
+    """How an optimizer step uses the penalty; the numbers are part of the optimizer ops' contract."""
+
+    PROX = 0
+    SUBGRADIENT = 1
+    RELAXED = 2  # gradient of the Moreau envelope (relaxed variable splitting)
+    ALTERNATING = 3  # proximal slimming: a stored auxiliary variable
+
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise ValueError(f"method: {value} is none of 0 to {max(cls)}")
+
+
 def check_tensor(x: Tensor) -> None:
     """Raises TypeError unless x is a floating-point or complex tensor."""
     if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):

@@ -1,19 +1,78 @@
 """What every penalty is."""
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from slimfast import ops
-from slimfast.ops._kinds import Kind, check_number, check_tensor, check_type
+from slimfast.ops._kinds import Form, Kind, check_number, check_tensor, check_type
+
+
+class Rule(NamedTuple):
+    """A penalty as the ops take it: all that an optimizer reads."""
+
+    kind: Kind
+    form: Form
+    dim: int
+    lam: float
+    shape: float
+    group_lam: float
 
 
 @dataclass(frozen=True)
 class Penalty(ABC):
-    """A penalty on single numbers, the same for all of them; the total is ``value(x).sum()``.
+    """A penalty on a tensor; the total is ``value(x).sum()``."""
+
+    @property
+    @abstractmethod
+    def rule(self) -> Rule:
+        """The penalty as the ops take it."""
+
+    @abstractmethod
+    def value(self, x: Tensor) -> Tensor:
+        """The penalty in parts, whose sum is what a loss adds; differentiable."""
+
+    @abstractmethod
+    def grad(self, x: Tensor) -> Tensor:
+        """Its gradient, 0 at x = 0, with x's shape; detached."""
+
+    @abstractmethod
+    def prox(self, x: Tensor, step: float) -> Tensor:
+        """argmin_u 0.5 ||u - x||^2 + step * penalty(u), step >= 0, with x's shape; detached."""
+
+    def envelope_grad(self, x: Tensor, beta: float) -> Tensor:
+        """Gradient beta (x - prox(x, 1 / beta)) of the Moreau envelope min_u penalty(u) + beta/2 ||u - x||^2.
+
+        The difference is taken in float64: in float32 a small shrinkage would vanish in it.
+
+        Args:
+            x: floating-point or complex, any shape that the penalty takes.
+            beta: finite, > 0.
+
+        Raises:
+            TypeError: x is no floating-point or complex tensor.
+            ValueError: beta out of range.
+
+        Source: Bui et al., Front. Appl. Math. Stat. 6, 2021 (the splitting's gradient, in closed form).
+        """
+        check_tensor(x)
+        check_number("beta", beta)
+        if beta == 0:
+            raise ValueError("beta: 0 is not a finite number > 0")
+        wide = x.detach().to(torch.promote_types(x.dtype, torch.float64))
+        return (beta * (wide - self.prox(wide, 1 / beta))).to(x.dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and dicts, which `from_dict` takes and a checkpoint can hold."""
+        return {"kind": type(self).__name__, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+
+
+@dataclass(frozen=True)
+class Elementwise(Penalty):
+    """A penalty on single numbers, the same for all of them.
 
     Attributes:
         lam: weight, finite, >= 0.
@@ -33,6 +92,11 @@ class Penalty(ABC):
     def shape(self) -> float:
         """The second parameter (p, a or gamma), 0.0 for a penalty that has none."""
 
+    @property
+    def rule(self) -> Rule:
+        """The penalty as the ops take it."""
+        return Rule(self.kind, Form.ELEMENTWISE, 0, self.lam, self.shape, 0.0)
+
     def value(self, x: Tensor) -> Tensor:
         """penalty(x) element by element, with x's shape; differentiable. See ops.penalty_value."""
         return ops.penalty_value(x, self.kind, self.lam, self.shape)
@@ -45,31 +109,9 @@ class Penalty(ABC):
         """argmin_u 0.5 (u - x)^2 + step * penalty(u), element by element, step >= 0. See ops.prox."""
         return ops.prox(x, self.kind, self.lam, self.shape, step)
 
-    def envelope_grad(self, x: Tensor, beta: float) -> Tensor:
-        """Gradient beta * (x - prox(x, 1 / beta)) of the Moreau envelope min_u penalty(u) + beta/2 (u - x)^2.
 
-        The difference is taken in float64: in float32 a small shrinkage would vanish in it.
-
-        Args:
-            x: floating-point or complex, any shape.
-            beta: finite, > 0.
-
-        Raises:
-            TypeError: x is no floating-point or complex tensor.
-            ValueError: beta out of range.
-
-        Source: Bui et al., Front. Appl. Math. Stat. 6, 2021 (the splitting's gradient, in closed form).
-        """
-        check_tensor(x)
-        check_number("beta", beta)
-        if beta == 0:
-            raise ValueError("beta: 0 is not a finite number > 0")
-        wide = x.detach().to(torch.promote_types(x.dtype, torch.float64))
-        return (beta * (wide - self.prox(wide, 1 / beta))).to(x.dtype)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, which `from_dict` takes and a checkpoint can hold."""
-        return {"kind": type(self).__name__, **asdict(self)}
+def _plain(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, Penalty) else value
 
 
 def check_range(penalty: Penalty, name: str, low: float, high: float = float("inf")) -> None:

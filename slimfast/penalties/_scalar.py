@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from slimfast.ops._kinds import Kind
-from slimfast.penalties._base import Penalty, check_cutoff, check_range
+from slimfast.penalties._base import Elementwise, check_cutoff, check_range
 
 
 @dataclass(frozen=True)
-class L0(Penalty):
+class L0(Elementwise):
     """lam * [x != 0]. Its proximal operator keeps |x| > sqrt(2 step lam) as it is and zeroes the rest.
 
     Args:
@@ -24,7 +24,7 @@ class L0(Penalty):
 
 
 @dataclass(frozen=True)
-class L1(Penalty):
+class L1(Elementwise):
     """lam |x|, whose proximal operator is soft thresholding.
 
     Args:
@@ -42,7 +42,7 @@ class L1(Penalty):
 
 
 @dataclass(frozen=True)
-class Lp(Penalty):
+class Lp(Elementwise):
     """lam |x|^p.
 
     Args:
@@ -66,7 +66,7 @@ class Lp(Penalty):
 
 
 @dataclass(frozen=True)
-class TL1(Penalty):
+class TL1(Elementwise):
     """Transformed L1: lam (a + 1) |x| / (a + |x|); close to L0 for small a, to L1 for large a.
 
     Args:
@@ -90,7 +90,7 @@ class TL1(Penalty):
 
 
 @dataclass(frozen=True)
-class MCP(Penalty):
+class MCP(Elementwise):
     """Minimax concave: lam |x| - x^2 / (2 gamma) up to |x| = gamma lam, constant beyond.
 
     Nothing beyond gamma * lam is shrunk: with lam = 1e-4, scales that start at 0.5 need a gamma of at least
@@ -123,7 +123,7 @@ class MCP(Penalty):
 
 
 @dataclass(frozen=True)
-class SCAD(Penalty):
+class SCAD(Elementwise):
     """Smoothly clipped absolute deviation: lam |x| up to lam, then a parabola, constant beyond a lam.
 
     Nothing beyond a * lam is shrunk; see `MCP`.
