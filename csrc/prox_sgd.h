@@ -10,25 +10,40 @@ namespace slimfast {
 
 enum class Number : int8_t { F32, F64, BF16, F16 };
 
-// Hyperparameters that a set of tensors shares. At most one of prox_step and subgradient_scale is not 0.
-struct SgdGroup {
-  double lr, momentum, dampening, weight_decay;
-  double lam, shape, prox_step, subgradient_scale;
-  int64_t kind;
-  bool nesterov, maximize;
-  bool first_step;  // the momentum buffer holds nothing yet: it becomes d, whatever the dampening
+enum class Form : int32_t { ELEMENTWISE = 0, NORM = 1, SPARSE = 2, DIFFERENCE = 3 };
+enum class Method : int32_t { PROX = 0, SUBGRADIENT = 1, RELAXED = 2, ALTERNATING = 3 };
+enum Flag : int32_t { NESTEROV = 1, MAXIMIZE = 2, FIRST_STEP = 4, FREEZE_ZEROS = 8, HAS_MOMENTUM = 16 };
 
-  SLIMFAST_HD bool has_prox() const { return prox_step != 0 && lam != 0 && kind != 0; }
-  SLIMFAST_HD bool has_subgradient() const { return subgradient_scale != 0 && lam != 0 && kind != 0; }
+// What a set of tensors shares: a row of the op's `hyper`, then one of its `rules`.
+struct SgdGroup {
+  double lr, momentum, dampening, weight_decay, lam, shape, group_lam, penalty_scale, gain, beta;
+  Kind kind;
+  Form form;
+  int32_t dim;
+  Method method;
+  int32_t flags;
+
+  SLIMFAST_HD bool has(Flag flag) const { return (flags & flag) != 0; }
+  SLIMFAST_HD bool is_penalised() const { return kind != Kind::NONE && lam != 0; }
+  SLIMFAST_HD double prox_step() const { return lr * gain * penalty_scale; }
+  SLIMFAST_HD bool has_prox() const { return method == Method::PROX && is_penalised() && prox_step() != 0; }
+  SLIMFAST_HD bool has_subgradient() const { return method == Method::SUBGRADIENT && is_penalised() && penalty_scale != 0; }
 };
 
 struct SgdTensor {
-  void* param;       // numel numbers in any order that all three share
+  void* param;         // numel numbers in any order that all four share
   const void* grad;
-  void* momentum;    // null without momentum
+  void* momentum;      // null without momentum
+  void* auxiliary;     // null unless the method is ALTERNATING
   int64_t numel;
+  int64_t outer, inner;  // around the groups' dimension in memory; 1, numel for elementwise penalties
   int32_t group;
-  Number param_type, grad_type, momentum_type;
+  Number param_type, grad_type, momentum_type, auxiliary_type;
+};
+
+// GradScaler's one-element tensors, null without it.
+struct SgdScaler {
+  const float *grad_scale, *found_inf;
 };
 
 // The arithmetic of torch.optim.SGD's loop, rounding for rounding: torch fuses `add(alpha=)` and does not fuse `mul_`.
@@ -38,14 +53,14 @@ struct SgdStep {
   bool decays, nesterov, first_step;
 
   SLIMFAST_HD explicit SgdStep(const SgdGroup& h)
-      : sign(h.maximize ? T(-1) : T(1)),
+      : sign(h.has(MAXIMIZE) ? T(-1) : T(1)),
         lr(static_cast<T>(-h.lr)),
         momentum(static_cast<T>(h.momentum)),
         keep(static_cast<T>(1 - h.dampening)),
         weight_decay(static_cast<T>(h.weight_decay)),
         decays(h.weight_decay != 0),
-        nesterov(h.nesterov),
-        first_step(h.first_step) {}
+        nesterov(h.has(NESTEROV)),
+        first_step(h.has(FIRST_STEP)) {}
 
   SLIMFAST_HD inline T direction(T p, T g) const {
     g = sign * g;
@@ -67,4 +82,5 @@ struct SgdStep {
 
 // One pass over all tensors on the CPU; every kind and group index must be valid.
 extern "C" __attribute__((visibility("default"))) void slimfast_prox_sgd_cpu(
-    const slimfast::SgdTensor* tensors, int64_t count, const slimfast::SgdGroup* groups, int64_t group_count);
+    const slimfast::SgdTensor* tensors, int64_t count, const slimfast::SgdGroup* groups, int64_t group_count,
+    const slimfast::SgdScaler* scaler);

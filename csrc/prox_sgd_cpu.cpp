@@ -36,7 +36,7 @@ SLIMFAST_SIMD void penalised_direction(const T* p, const T* g, T* __restrict d, 
                                        const SgdGroup& h) {
   const SgdStep<T> s = step;
   const double lam = h.lam, shape = h.shape;
-  const T scale = static_cast<T>(h.subgradient_scale);
+  const T scale = static_cast<T>(h.penalty_scale);
   for (int64_t i = 0; i < n; ++i)
     d[i] = std::fma(static_cast<T>(grad_one<K>(static_cast<double>(p[i]), lam, shape)), scale, s.direction(p[i], g[i]));
 }
@@ -89,7 +89,7 @@ struct Constants {
   bool has_prox, has_subgradient;
 
   explicit Constants(const SgdGroup& h)
-      : group(h), single(h), wide(h), prox(make_prox(h.kind, h.lam, h.shape, h.prox_step)),
+      : group(h), single(h), wide(h), prox(make_prox(static_cast<int64_t>(h.kind), h.lam, h.shape, h.prox_step())),
         has_prox(h.has_prox()), has_subgradient(h.has_subgradient()) {}
 };
 
@@ -103,12 +103,12 @@ void run_tensor(const SgdTensor& t, const Constants& c, const SgdStep<T>& consta
     const T* g = load(t.grad, t.grad_type, i, n, spare[1]);
     T* m = t.momentum ? load(t.momentum, t.momentum_type, i, n, spare[2]) : nullptr;
     if (c.has_subgradient) {
-      dispatch_kind(h.kind, [&](auto K) { penalised_direction<K()>(p, g, spare[3], n, constants, h); });
+      dispatch_kind(static_cast<int64_t>(h.kind), [&](auto K) { penalised_direction<K()>(p, g, spare[3], n, constants, h); });
       advance(p, spare[3], m, n, constants);
     } else {
       step(p, g, m, n, constants);
     }
-    if (c.has_prox) dispatch_kind(h.kind, [&](auto K) { shrink<K()>(p, n, c.prox); });
+    if (c.has_prox) dispatch_kind(static_cast<int64_t>(h.kind), [&](auto K) { shrink<K()>(p, n, c.prox); });
     store(t.param, t.param_type, i, n, p);
     if (m) store(t.momentum, t.momentum_type, i, n, m);
   }
@@ -126,15 +126,12 @@ void run_range(const SgdTensor* tensors, int64_t count, const std::vector<Consta
 }
 
 void prox_sgd_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> momentum_buffers,
-               std::vector<int64_t> group, std::vector<double> lr, std::vector<double> momentum,
-               std::vector<double> dampening, std::vector<double> weight_decay, std::vector<bool> nesterov,
-               std::vector<bool> maximize, std::vector<bool> first_step, std::vector<int64_t> kind,
-               std::vector<double> lam, std::vector<double> shape, std::vector<double> prox_step,
-               std::vector<double> subgradient_scale) {
-  const auto groups = sgd_groups(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step, kind, lam, shape,
-                                 prox_step, subgradient_scale);
-  SgdTensors tensors(params, grads, momentum_buffers, group, groups);
-  slimfast_prox_sgd_cpu(tensors.table.data(), tensors.table.size(), groups.data(), groups.size());
+               std::vector<Tensor> auxiliary, std::vector<int64_t> group, std::vector<int64_t> rules, Tensor hyper,
+               std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+  const auto groups = sgd_groups(rules, hyper);
+  SgdTensors tensors(params, grads, momentum_buffers, auxiliary, group, groups);
+  const SgdScaler scaler{scaler_number(grad_scale, "grad_scale"), scaler_number(found_inf, "found_inf")};
+  slimfast_prox_sgd_cpu(tensors.table.data(), tensors.table.size(), groups.data(), groups.size(), &scaler);
   tensors.copy_back();
 }
 
@@ -142,7 +139,8 @@ void prox_sgd_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vecto
 }  // namespace slimfast
 
 void slimfast_prox_sgd_cpu(const slimfast::SgdTensor* tensors, int64_t count, const slimfast::SgdGroup* groups,
-                           int64_t group_count) {
+                           int64_t group_count, const slimfast::SgdScaler* scaler) {
+  if (scaler->found_inf && *scaler->found_inf != 0) return;
   const std::vector<slimfast::Constants> constants(groups, groups + group_count);
   int64_t total = 0;
   for (int64_t i = 0; i < count; ++i) total += tensors[i].numel;

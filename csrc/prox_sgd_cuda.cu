@@ -15,7 +15,7 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 namespace slimfast {
 namespace {
 
-constexpr int THREADS = 256, CHUNK = 2048, MAX_TENSORS = 640, MAX_GROUPS = 16;
+constexpr int THREADS = 256, CHUNK = 2048, MAX_TENSORS = 380, MAX_GROUPS = 16;
 
 struct Work {
   int32_t tensor_count, group_count;
@@ -40,7 +40,7 @@ __device__ double shrink(double x, const Prox& c) {
 }
 
 __device__ double slope(double x, const SgdGroup& h) {
-  switch (static_cast<Kind>(h.kind)) {
+  switch (h.kind) {
     case Kind::NONE:
     case Kind::L0: return 0;
     case Kind::L1: return grad_one<Kind::L1>(x, h.lam, h.shape);
@@ -61,7 +61,7 @@ struct Update {
   template <bool HAS_MOMENTUM>
   __device__ void apply(T& p, T g, T& m) const {
     T d = step.direction(p, g);
-    if (h.has_subgradient()) d = std::fma(static_cast<T>(slope(p, h)), static_cast<T>(h.subgradient_scale), d);
+    if (h.has_subgradient()) d = std::fma(static_cast<T>(slope(p, h)), static_cast<T>(h.penalty_scale), d);
     p = step.template advance<HAS_MOMENTUM>(p, d, &m);
     if (h.has_prox()) p = static_cast<T>(shrink(p, prox));
   }
@@ -179,7 +179,7 @@ class Launcher {
     if (local_[group] < 0) {
       const SgdGroup& h = groups_[group];
       work_.groups[work_.group_count] = h;
-      work_.prox[work_.group_count] = make_prox(h.kind, h.lam, h.shape, h.prox_step);
+      work_.prox[work_.group_count] = make_prox(static_cast<int64_t>(h.kind), h.lam, h.shape, h.prox_step());
       local_[group] = work_.group_count++;
     }
     return local_[group];
@@ -187,14 +187,11 @@ class Launcher {
 };
 
 void prox_sgd_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> momentum_buffers,
-               std::vector<int64_t> group, std::vector<double> lr, std::vector<double> momentum,
-               std::vector<double> dampening, std::vector<double> weight_decay, std::vector<bool> nesterov,
-               std::vector<bool> maximize, std::vector<bool> first_step, std::vector<int64_t> kind,
-               std::vector<double> lam, std::vector<double> shape, std::vector<double> prox_step,
-               std::vector<double> subgradient_scale) {
-  const auto groups = sgd_groups(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step, kind, lam, shape,
-                                 prox_step, subgradient_scale);
-  SgdTensors tensors(params, grads, momentum_buffers, group, groups);
+               std::vector<Tensor> auxiliary, std::vector<int64_t> group, std::vector<int64_t> rules, Tensor hyper,
+               std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+  STD_TORCH_CHECK(!grad_scale && !found_inf, "grad_scale, found_inf: not there yet");
+  const auto groups = sgd_groups(rules, hyper);
+  SgdTensors tensors(params, grads, momentum_buffers, auxiliary, group, groups);
   if (params.empty()) return;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, "slimfast: CUDA tensors, but a torch without CUDA");
   const int32_t device = params[0].get_device_index();

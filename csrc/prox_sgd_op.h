@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -57,19 +58,21 @@ class SgdTensors {
   std::vector<SgdTensor> table;
 
   SgdTensors(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
-             const std::vector<Tensor>& momentum_buffers, const std::vector<int64_t>& group,
-             const std::vector<SgdGroup>& groups) {
+             const std::vector<Tensor>& momentum_buffers, const std::vector<Tensor>& auxiliary,
+             const std::vector<int64_t>& group, const std::vector<SgdGroup>& groups) {
     STD_TORCH_CHECK(params.size() == grads.size() && params.size() == group.size(),
                     "params, grads and group differ in length: ", params.size(), ", ", grads.size(), ", ", group.size());
     table.reserve(params.size());
-    size_t used = 0;
+    size_t buffers = 0, copies = 0;
     for (size_t i = 0; i < params.size(); ++i) {
       STD_TORCH_CHECK(group[i] >= 0 && group[i] < static_cast<int64_t>(groups.size()), "group: no hyperparameters for ", group[i]);
-      const bool has_momentum = groups[group[i]].momentum != 0;
-      STD_TORCH_CHECK(!has_momentum || used < momentum_buffers.size(), "momentum_buffers: fewer than parameters with momentum");
-      add(params[i], grads[i], has_momentum ? &momentum_buffers[used++] : nullptr, static_cast<int32_t>(group[i]));
+      const SgdGroup& h = groups[group[i]];
+      const Tensor* momentum = h.has(HAS_MOMENTUM) ? next(momentum_buffers, buffers, "momentum_buffers") : nullptr;
+      const Tensor* sparse = h.method == Method::ALTERNATING ? next(auxiliary, copies, "auxiliary") : nullptr;
+      add(params[i], grads[i], momentum, sparse, static_cast<int32_t>(group[i]));
     }
-    STD_TORCH_CHECK(used == momentum_buffers.size(), "momentum_buffers: more than parameters with momentum");
+    STD_TORCH_CHECK(buffers == momentum_buffers.size(), "momentum_buffers: more than parameters with momentum");
+    STD_TORCH_CHECK(copies == auxiliary.size(), "auxiliary: more than parameters with the method ALTERNATING");
   }
 
   void copy_back() {
@@ -85,18 +88,26 @@ class SgdTensors {
     STD_TORCH_CHECK(param.device() == other.device(), name, ": device differs from its parameter's");
   }
 
-  void add(Tensor param, Tensor grad, const Tensor* momentum, int32_t group) {
+  static const Tensor* next(const std::vector<Tensor>& list, size_t& used, const char* name) {
+    STD_TORCH_CHECK(used < list.size(), name, ": fewer than parameters that need one");
+    return &list[used++];
+  }
+
+  void add(Tensor param, Tensor grad, const Tensor* momentum, const Tensor* sparse, int32_t group) {
     check(param, grad, "grads");
     if (momentum) check(param, *momentum, "momentum_buffers");
-    Tensor buffer = momentum ? *momentum : param;
-    if (!is_dense(param) || !same_order(param, grad) || !same_order(param, buffer)) {
+    if (sparse) check(param, *sparse, "auxiliary");
+    Tensor buffer = momentum ? *momentum : param, copy = sparse ? *sparse : param;
+    if (!is_dense(param) || !same_order(param, grad) || !same_order(param, buffer) || !same_order(param, copy)) {
       param = writable(param);
       if (momentum) buffer = writable(buffer);
+      if (sparse) copy = writable(copy);
       alive_.push_back(grad = torch::stable::contiguous(grad));
     }
     table.push_back({param.mutable_data_ptr(), grad.const_data_ptr(), momentum ? buffer.mutable_data_ptr() : nullptr,
-                     param.numel(), group, number_of(param, "params"), number_of(grad, "grads"),
-                     number_of(buffer, "momentum_buffers")});
+                     sparse ? copy.mutable_data_ptr() : nullptr, param.numel(), 1, param.numel(), group,
+                     number_of(param, "params"), number_of(grad, "grads"), number_of(buffer, "momentum_buffers"),
+                     number_of(copy, "auxiliary")});
   }
 
   Tensor writable(const Tensor& original) {
@@ -106,25 +117,32 @@ class SgdTensors {
   }
 };
 
-// The op's hyperparameter lists, one entry per group, in the order of its schema.
-inline std::vector<SgdGroup> sgd_groups(
-    const std::vector<double>& lr, const std::vector<double>& momentum, const std::vector<double>& dampening,
-    const std::vector<double>& weight_decay, const std::vector<bool>& nesterov, const std::vector<bool>& maximize,
-    const std::vector<bool>& first_step, const std::vector<int64_t>& kind, const std::vector<double>& lam,
-    const std::vector<double>& shape, const std::vector<double>& prox_step,
-    const std::vector<double>& subgradient_scale) {
-  const size_t n = lr.size();
-  for (size_t size : {momentum.size(), dampening.size(), weight_decay.size(), nesterov.size(), maximize.size(),
-                      first_step.size(), kind.size(), lam.size(), shape.size(), prox_step.size(), subgradient_scale.size()})
-    STD_TORCH_CHECK(size == n, "hyperparameters: every list needs one entry per group, ", n, "; got ", size);
+constexpr int64_t RULES = 5, COLUMNS = 10;  // per group: whole numbers in `rules`, float64 in a row of `hyper`
+
+// The op's two tables. `hyper` must be on the CPU.
+inline std::vector<SgdGroup> sgd_groups(const std::vector<int64_t>& rules, const Tensor& hyper) {
+  const int64_t n = static_cast<int64_t>(rules.size()) / RULES;
+  STD_TORCH_CHECK(hyper.scalar_type() == ScalarType::Double && hyper.is_contiguous() && hyper.dim() == 2 &&
+                      hyper.size(0) == n && hyper.size(1) == COLUMNS && static_cast<int64_t>(rules.size()) == n * RULES,
+                  "hyper: must be contiguous float64 [", n, ", ", COLUMNS, "], with ", RULES, " rules per row");
+  const double* row = static_cast<const double*>(hyper.const_data_ptr());
   std::vector<SgdGroup> groups;
   groups.reserve(n);
-  for (size_t i = 0; i < n; ++i) {
-    STD_TORCH_CHECK(kind[i] >= 0 && kind[i] <= static_cast<int64_t>(Kind::SCAD), "kind: ", kind[i], " is none of 0 to 6");
-    groups.push_back({lr[i], momentum[i], dampening[i], weight_decay[i], lam[i], shape[i], prox_step[i],
-                      subgradient_scale[i], kind[i], nesterov[i], maximize[i], first_step[i]});
+  for (int64_t i = 0; i < n; ++i, row += COLUMNS) {
+    const int64_t* rule = rules.data() + i * RULES;
+    STD_TORCH_CHECK(rule[0] >= 0 && rule[0] <= static_cast<int64_t>(Kind::SCAD), "kind: ", rule[0], " is none of 0 to 6");
+    STD_TORCH_CHECK(rule[1] == 0 && rule[3] <= 1, "form, method: ", rule[1], ", ", rule[3], " are not there yet");
+    groups.push_back({row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9],
+                      static_cast<Kind>(rule[0]), static_cast<Form>(rule[1]), static_cast<int32_t>(rule[2]),
+                      static_cast<Method>(rule[3]), static_cast<int32_t>(rule[4])});
   }
   return groups;
+}
+
+inline const float* scaler_number(const std::optional<Tensor>& t, const char* name) {
+  if (!t) return nullptr;
+  STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float && t->numel() == 1, name, ": must be one float32");
+  return static_cast<const float*>(t->const_data_ptr());
 }
 
 }  // namespace slimfast

@@ -155,7 +155,7 @@ class StepPlan {
     }
   }
 
-  // rows: for each group a tuple of SgdGroup's fields in their order, first_step left out.
+  // rows: for each group its Row, a pair of the tuples Rule and Hyper.
   bool step(py::list params, py::list rows) {
     if (params.size() != groups_.size()) return false;
     hyper_.clear();
@@ -165,8 +165,9 @@ class StepPlan {
       hyper_.push_back(parse(rows[group]));
       if (!gather(group, params[group].ptr())) return false;
     }
+    const SgdScaler scaler{};
     slimfast_prox_sgd_cpu(table_.data(), static_cast<int64_t>(table_.size()), hyper_.data(),
-                          static_cast<int64_t>(hyper_.size()));
+                          static_cast<int64_t>(hyper_.size()), &scaler);
     increment_version();
     return true;
   }
@@ -195,9 +196,11 @@ class StepPlan {
   }
 
   static SgdGroup parse(py::handle row) {
-    auto number = [&](int i) { return PyFloat_AsDouble(PyTuple_GET_ITEM(row.ptr(), i)); };
-    return {number(0), number(1), number(2), number(3), number(4), number(5), number(6), number(7),
-            static_cast<int64_t>(number(8)), number(9) != 0, number(10) != 0, false};
+    PyObject *rule = PyTuple_GET_ITEM(row.ptr(), 0), *hyper = PyTuple_GET_ITEM(row.ptr(), 1);
+    auto whole = [&](int i) { return static_cast<int32_t>(PyLong_AsLong(PyTuple_GET_ITEM(rule, i))); };
+    auto number = [&](int i) { return PyFloat_AsDouble(PyTuple_GET_ITEM(hyper, i)); };
+    return {number(0), number(1), number(2), number(3), number(4), number(5), number(6), number(7), number(8), number(9),
+            static_cast<Kind>(whole(0)), static_cast<Form>(whole(1)), whole(2), static_cast<Method>(whole(3)), whole(4)};
   }
 
   // Lets autograd notice the change, as after any in-place op.
@@ -214,7 +217,7 @@ class StepPlan {
   bool gather(size_t group, PyObject* list) {
     const auto& entries = groups_[group];
     if (list != lists_[group].ptr() || PyList_GET_SIZE(list) != static_cast<Py_ssize_t>(entries.size())) return false;
-    const bool has_momentum = hyper_[group].momentum != 0;
+    const bool has_momentum = hyper_[group].has(HAS_MOMENTUM);
     for (size_t i = 0; i < entries.size(); ++i) {
       const Entry& entry = entries[i];
       if (!entry.param.is(PyList_GET_ITEM(list, i)) || entry.is_stale(momentum_key_.ptr())) return false;
@@ -222,8 +225,9 @@ class StepPlan {
       if (!grad.is_defined() || entry.numel == 0) continue;
       if (has_momentum && !entry.momentum) return false;
       SgdTensor row{entry.param.handle().data(entry.layout), grad.data(entry.layout),
-                    has_momentum ? entry.momentum->handle().data(entry.layout) : nullptr,
-                    entry.numel, static_cast<int32_t>(group), entry.number, entry.number, entry.number};
+                    has_momentum ? entry.momentum->handle().data(entry.layout) : nullptr, nullptr,
+                    entry.numel, 1, entry.numel, static_cast<int32_t>(group),
+                    entry.number, entry.number, entry.number, entry.number};
       if (!row.param || !row.grad || (has_momentum && !row.momentum)) return false;
       table_.push_back(row);
       changed_.push_back(&entry);

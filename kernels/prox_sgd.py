@@ -7,7 +7,6 @@ A launch holds one dtype per array and one penalty kind; tensors without penalty
 import functools
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -16,8 +15,7 @@ from slimfast.kernels.penalty import grad_one, prox_one
 from torch import Tensor
 
 NUM_WARPS = 8
-HYPER = ("lr", "momentum", "dampening", "weight_decay", "lam", "shape", "prox_step", "subgradient_scale")
-FLAGS = ("nesterov", "maximize", "first_step")
+NESTEROV, MAXIMIZE, FIRST_STEP, HAS_MOMENTUM = 1, 2, 4, 16  # flags, see csrc/prox_sgd.h
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -32,7 +30,8 @@ def block_of(kind: int, param: torch.dtype) -> int:
 @triton.jit
 def prox_sgd_kernel(
     chunk_ptr,  # int64 [chunks, 6]: addresses of param, grad and momentum, length, group, is_aligned
-    hyper_ptr,  # float64 [groups, 11], HYPER and then FLAGS
+    hyper_ptr,  # float64 [groups, 11]: lr, momentum, dampening, weight_decay, lam, shape, prox step,
+    # subgradient scale, nesterov, maximize, first step
     PARAM: tl.constexpr,  # dtypes as stored, see TYPES
     GRAD: tl.constexpr,
     MOMENTUM: tl.constexpr,
@@ -98,18 +97,20 @@ def launch(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     momentum_buffers: Sequence[Tensor],
+    auxiliary: Sequence[Tensor],
     group: Sequence[int],
-    *,
-    kind: Sequence[int],
-    **hyper: Any,
+    rules: Sequence[int],
+    hyper: Tensor,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
 ) -> None:
     """The op ``prox_sgd_``; one launch unless dtypes or penalties are mixed."""
-    kinds, table = _hyper_table(kind, hyper)
+    kinds, table = _hyper_table(rules, hyper)
     fallback = next((k for k in kinds if k), 0)
     buffers, copies = iter(momentum_buffers), []
     launches = defaultdict(list)
     for p, g, i in zip(params, grads, group, strict=True):
-        p, g, m = _in_one_order(p, g, next(buffers) if hyper["momentum"][i] else None, copies)
+        p, g, m = _in_one_order(p, g, next(buffers) if rules[5 * i + 4] & HAS_MOMENTUM else None, copies)
         if p.numel():
             dtypes = p.dtype, g.dtype, p.dtype if m is None else m.dtype
             launches[dtypes, kinds[i] or fallback].append((p, g, m, i))
@@ -122,15 +123,16 @@ def launch(
         to.copy_(copy)
 
 
-def _hyper_table(kind: Sequence[int], hyper: dict[str, Any]) -> tuple[list[int], Tensor]:
+def _hyper_table(rules: Sequence[int], hyper: Tensor) -> tuple[list[int], Tensor]:
     """The penalty kind of each group, 0 where it has no effect, and the numbers that the kernel reads."""
-    table = torch.tensor([hyper[name] for name in HYPER + FLAGS], dtype=torch.float64)
-    has_effect = (
-        hyper["lam"][i] and (hyper["prox_step"][i] or hyper["subgradient_scale"][i]) for i in range(len(kind))
-    )
-    kinds = [k if effect else 0 for k, effect in zip(kind, has_effect, strict=True)]
-    table[HYPER.index("prox_step") :][:2, [i for i, k in enumerate(kinds) if not k]] = 0
-    return kinds, table.t().contiguous()
+    kinds, rows = [], []
+    for i, h in enumerate(hyper.tolist()):
+        kind, _, _, method, flags = rules[5 * i : 5 * i + 5]
+        prox_step, slope = (h[0] * h[8] * h[7], 0.0) if method == 0 else (0.0, h[7])
+        kinds.append(kind if h[4] and (prox_step or slope) else 0)
+        bits = [float(flags & flag != 0) for flag in (NESTEROV, MAXIMIZE, FIRST_STEP)]
+        rows.append([*h[:6], prox_step if kinds[-1] else 0.0, slope if kinds[-1] else 0.0, *bits])
+    return kinds, torch.tensor(rows, dtype=torch.float64)
 
 
 def _in_one_order(

@@ -1,7 +1,7 @@
 """What the penalty ops share: the kinds, checks of their arguments, complex numbers as pairs."""
 
 import math
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from numbers import Real
 from typing import Any
 
@@ -49,6 +49,16 @@ class Method(IntEnum):
     @classmethod
     def _missing_(cls, value: object) -> None:
         raise ValueError(f"method: {value} is none of 0 to {max(cls)}")
+
+
+class Flag(IntFlag):
+    """What else a step does; the bits are those of ``csrc/prox_sgd.h``."""
+
+    NESTEROV = 1
+    MAXIMIZE = 2
+    FIRST_STEP = 4  # the momentum buffers hold nothing yet: they become the gradient, whatever the dampening
+    FREEZE_ZEROS = 8  # what is 0 stays 0
+    HAS_MOMENTUM = 16
 
 
 def check_tensor(x: Tensor) -> None:

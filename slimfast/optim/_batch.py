@@ -7,44 +7,47 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from slimfast.ops.prox_sgd import prox_sgd_
+from slimfast.ops._kinds import Flag, Form, Kind, Method
+from slimfast.ops.prox_sgd import Hyper, StepRule, prox_sgd_
+from slimfast.penalties import Penalty
+from slimfast.penalties._base import Rule
+
+_NO_PENALTY = Rule(Kind.NONE, Form.ELEMENTWISE, 0, 0.0, 0.0, 0.0)
 
 
-class Hyper(NamedTuple):
-    """What the tensors of one group share. The order is that of SgdGroup in ``csrc/prox_sgd.h``."""
+class Row(NamedTuple):
+    """What the tensors of one group share: its row in each of the op's two tables."""
 
-    lr: float
-    momentum: float
-    dampening: float
-    weight_decay: float
-    lam: float
-    shape: float
-    prox_step: float
-    subgradient_scale: float
-    kind: int
-    nesterov: bool
-    maximize: bool
-    first_step: bool = False
+    rule: StepRule
+    hyper: Hyper
 
     @classmethod
-    def of(cls, group: dict[str, Any]) -> "Hyper":
+    def of(cls, group: dict[str, Any]) -> "Row":
         """Reads a parameter group; a tensor lr is read once, here."""
-        lr, momentum, dampening = float(group["lr"]), group["momentum"], group["dampening"]
-        penalty, is_prox = group["penalty"], group["method"] == "prox"
-        weight = 0.0 if penalty is None else float(group["penalty_scale"])
+        penalty: Penalty | None = group["penalty"]
+        rule = _NO_PENALTY if penalty is None else penalty.rule
+        flags = Flag.NESTEROV * bool(group["nesterov"]) | Flag.MAXIMIZE * bool(group["maximize"])
+        flags |= Flag.HAS_MOMENTUM * (group["momentum"] != 0)
+        method = Method.PROX if group["method"] == "prox" else Method.SUBGRADIENT
         return cls(
-            lr=lr,
-            momentum=momentum,
-            dampening=dampening,
-            weight_decay=float(group["weight_decay"]),
-            lam=0.0 if penalty is None else penalty.lam,
-            shape=0.0 if penalty is None else penalty.shape,
-            prox_step=weight * lr * gain(group) if is_prox and weight else 0.0,
-            subgradient_scale=0.0 if is_prox else weight,
-            kind=0 if penalty is None else penalty.kind,
-            nesterov=group["nesterov"],
-            maximize=group["maximize"],
+            StepRule(int(rule.kind), int(rule.form), rule.dim, int(method), int(flags)),
+            Hyper(
+                lr=float(group["lr"]),
+                momentum=float(group["momentum"]),
+                dampening=float(group["dampening"]),
+                weight_decay=float(group["weight_decay"]),
+                lam=rule.lam,
+                shape=rule.shape,
+                group_lam=rule.group_lam,
+                penalty_scale=float(group["penalty_scale"]),
+                gain=gain(group) if penalty is not None and method == Method.PROX else 0.0,
+                beta=0.0,
+            ),
         )
+
+    def at_first_step(self) -> "Row":
+        """The same where the momentum buffers are new."""
+        return self._replace(rule=self.rule._replace(flags=self.rule.flags | Flag.FIRST_STEP))
 
 
 def gain(group: dict[str, Any]) -> float:
@@ -62,29 +65,30 @@ class Batch:
     grads: list[Tensor] = field(default_factory=list)
     buffers: list[Tensor] = field(default_factory=list)
     group: list[int] = field(default_factory=list)
-    hypers: dict[Hyper, int] = field(default_factory=dict)
+    rows: dict[Row, int] = field(default_factory=dict)
     created: dict[Tensor, Tensor] = field(default_factory=dict)
 
-    def add(self, p: Tensor, grad: Tensor, hyper: Hyper, buffer: Tensor | None) -> None:
-        if hyper.momentum != 0:
+    def add(self, p: Tensor, grad: Tensor, row: Row, buffer: Tensor | None) -> None:
+        if row.rule.flags & Flag.HAS_MOMENTUM:
             if buffer is None:
-                buffer, hyper = torch.zeros_like(p), hyper._replace(first_step=True)
+                buffer, row = torch.zeros_like(p), row.at_first_step()
                 self.created[p] = buffer
             self.buffers.append(real(buffer))
         self.params.append(real(p))
         self.grads.append(real(grad))
-        self.group.append(self.hypers.setdefault(hyper, len(self.hypers)))
+        self.group.append(self.rows.setdefault(row, len(self.rows)))
 
     def run(self, state: MutableMapping[Tensor, dict[str, Any]]) -> None:
-        columns = dict(zip(Hyper._fields, map(list, zip(*self.hypers, strict=True)), strict=True))
-        prox_sgd_(self.params, self.grads, self.buffers, self.group, **columns)
+        rules = [number for row in self.rows for number in row.rule]
+        hyper = torch.tensor([row.hyper for row in self.rows], dtype=torch.float64)
+        prox_sgd_(self.params, self.grads, self.buffers, [], self.group, rules, hyper)
         for p, buffer in self.created.items():  # only now: after an error, zeros would pass for momentum
             state[p]["momentum_buffer"] = buffer
 
 
 def batches(
     param_groups: Sequence[dict[str, Any]],
-    rows: Sequence[Hyper],
+    rows: Sequence[Row],
     state: Mapping[Tensor, dict[str, Any]],
 ) -> Iterable[Batch]:
     """One batch per device.
@@ -93,7 +97,7 @@ def batches(
         RuntimeError: a gradient is sparse; nothing is changed then.
     """
     by_device: dict[torch.device, Batch] = {}
-    for group, hyper in zip(param_groups, rows, strict=True):
+    for group, row in zip(param_groups, rows, strict=True):
         for p in group["params"]:
             if p.grad is None:
                 continue
@@ -101,7 +105,7 @@ def batches(
                 shape = tuple(p.shape)
                 raise RuntimeError(f"ProxSGD does not support sparse gradients; a parameter {shape} has one")
             buffer = state.get(p, {}).get("momentum_buffer")
-            by_device.setdefault(p.device, Batch()).add(p, p.grad, hyper, buffer)
+            by_device.setdefault(p.device, Batch()).add(p, p.grad, row, buffer)
     return by_device.values()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from slimfast.ops._kinds import Kind
 from slimfast.optim import _plan
-from slimfast.optim._batch import Hyper, batches, real
+from slimfast.optim._batch import Row, batches, real
 from slimfast.penalties import Penalty, from_dict
 
 _METHODS = ("prox", "subgradient")
@@ -132,13 +132,13 @@ class ProxSGD(torch.optim.SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        rows = [Hyper.of(group) for group in self.param_groups]
+        rows = [Row.of(group) for group in self.param_groups]
         if not self._step_by_plan(rows):
             for batch in batches(self.param_groups, rows, self.state):
                 batch.run(self.state)
         return loss
 
-    def _step_by_plan(self, rows: list[Hyper]) -> bool:
+    def _step_by_plan(self, rows: list[Row]) -> bool:
         if torch.compiler.is_compiling():  # the op is what a compiler can see through
             return False
         if self._plan is None:
