@@ -120,11 +120,12 @@ class SgdTensors {
 constexpr int64_t RULES = 5, COLUMNS = 10;  // per group: whole numbers in `rules`, float64 in a row of `hyper`
 
 // The op's two tables. `hyper` must be on the CPU.
-inline std::vector<SgdGroup> sgd_groups(const std::vector<int64_t>& rules, const Tensor& hyper) {
+inline std::vector<SgdGroup> sgd_groups(const std::vector<int64_t>& rules, const Tensor& table) {
   const int64_t n = static_cast<int64_t>(rules.size()) / RULES;
-  STD_TORCH_CHECK(hyper.scalar_type() == ScalarType::Double && hyper.is_contiguous() && hyper.dim() == 2 &&
-                      hyper.size(0) == n && hyper.size(1) == COLUMNS && static_cast<int64_t>(rules.size()) == n * RULES,
-                  "hyper: must be contiguous float64 [", n, ", ", COLUMNS, "], with ", RULES, " rules per row");
+  STD_TORCH_CHECK(table.scalar_type() == ScalarType::Double && table.dim() == 2 &&
+                      table.size(0) == n && table.size(1) == COLUMNS && static_cast<int64_t>(rules.size()) == n * RULES,
+                  "hyper: must be float64 [", n, ", ", COLUMNS, "], with ", RULES, " rules per row");
+  const Tensor hyper = torch::stable::contiguous(table);
   const double* row = static_cast<const double*>(hyper.const_data_ptr());
   std::vector<SgdGroup> groups;
   groups.reserve(n);

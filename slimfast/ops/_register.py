@@ -37,20 +37,29 @@ def warn_if_slow() -> None:
         warnings.warn(f"slimfast runs without its C++ ops, so slowly: {reason}", UserWarning, stacklevel=3)
 
 
-def define(schema: str, reference: Callable[..., Any], compiled: bool = True) -> None:
+def define(
+    schema: str,
+    reference: Callable[..., Any],
+    compiled: bool = True,
+    fake: Callable[..., Any] | None = None,
+) -> None:
     """Defines ``torch.ops.slimfast.<name>``.
 
-    The reference serves every device that has no kernel of its own, and as the fake for ``torch.compile``.
+    The reference serves every device that has no kernel of its own and, where it reads no values, as the fake
+    for ``torch.compile``.
 
     Args:
         schema: as in native_functions.yaml, mutation declared: ``"prox_(Tensor(a!) x, float lam) -> ()"``.
         reference: plain torch, with the schema's arguments.
         compiled: the C++ library has this op; without it the reference says so. False where torch itself
             is the fast way on CPUs.
+        fake: shapes only, for a reference that reads the values of a tensor.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    if fake is not None:
+        torch.library.register_fake(f"slimfast::{name}", fake, lib=_LIBRARY)
     if compiled and why_slow():
         _LIBRARY.impl(name, _noticed(reference), "CPU")
 
