@@ -4,15 +4,9 @@
 // p = prox(p - lr (nesterov ? d + momentum m : m)).   Sutskever et al. 2013; proximal step: Parikh & Boyd 2014, 4.2.
 #pragma once
 
-#include "penalty.h"
+#include "step_rules.h"
 
 namespace slimfast {
-
-enum class Number : int8_t { F32, F64, BF16, F16 };
-
-enum class Form : int32_t { ELEMENTWISE = 0, NORM = 1, SPARSE = 2, DIFFERENCE = 3 };
-enum class Method : int32_t { PROX = 0, SUBGRADIENT = 1, RELAXED = 2, ALTERNATING = 3 };
-enum Flag : int32_t { NESTEROV = 1, MAXIMIZE = 2, FIRST_STEP = 4, FREEZE_ZEROS = 8, HAS_MOMENTUM = 16 };
 
 // What a set of tensors shares: a row of the op's `hyper`, then one of its `rules`.
 struct SgdGroup {
@@ -39,11 +33,6 @@ struct SgdTensor {
   int64_t outer, inner;  // around the groups' dimension in memory; 1, numel for elementwise penalties
   int32_t group;
   Number param_type, grad_type, momentum_type, auxiliary_type;
-};
-
-// GradScaler's one-element tensors, null without it.
-struct SgdScaler {
-  const float *grad_scale, *found_inf;
 };
 
 // The arithmetic of torch.optim.SGD's loop, rounding for rounding: torch fuses `add(alpha=)` and does not fuse `mul_`.
@@ -83,4 +72,4 @@ struct SgdStep {
 // One pass over all tensors on the CPU; every kind and group index must be valid.
 extern "C" __attribute__((visibility("default"))) void slimfast_prox_sgd_cpu(
     const slimfast::SgdTensor* tensors, int64_t count, const slimfast::SgdGroup* groups, int64_t group_count,
-    const slimfast::SgdScaler* scaler);
+    const slimfast::Scaler* scaler);

@@ -1,14 +1,9 @@
 // ProxSGD on the CPU: every parameter of a model in one pass over memory.
+#include "blocks.h"
 #include "prox_sgd_op.h"
-
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 namespace slimfast {
 namespace {
-
-constexpr int64_t BLOCK = 1024;     // numbers that stay in the L1 cache while step and penalty work on them
-constexpr int64_t GRAIN = 1 << 21;  // numbers per thread: for less, waking a second thread costs more than it brings
 
 template <class T, bool HAS_MOMENTUM>
 inline void step_loop(T* __restrict p, const T* __restrict d, T* __restrict m, int64_t n, const SgdStep<T> s) {
@@ -45,39 +40,6 @@ template <Kind K, class T>
 SLIMFAST_SIMD void shrink(T* p, int64_t n, const Prox& constants) {
   const Prox c = constants;
   for (int64_t i = 0; i < n; ++i) p[i] = static_cast<T>(prox_one<K>(static_cast<double>(p[i]), c));
-}
-
-template <class To, class From>
-SLIMFAST_SIMD void convert(To* __restrict to, const From* __restrict from, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<To>(from[i]);
-}
-
-// Calls f with a null pointer of the stored type.
-template <class F>
-void with_type(Number type, F&& f) {
-  switch (type) {
-    case Number::F32: return f(static_cast<float*>(nullptr));
-    case Number::F64: return f(static_cast<double*>(nullptr));
-    case Number::BF16: return f(static_cast<torch::headeronly::BFloat16*>(nullptr));
-    case Number::F16: return f(static_cast<torch::headeronly::Half*>(nullptr));
-  }
-}
-
-template <class T>
-constexpr Number OWN = std::is_same_v<T, double> ? Number::F64 : Number::F32;
-
-// A block of a stored array in the arithmetic's type: the memory itself if it has that type, else a converted copy.
-template <class T>
-T* load(const void* stored, Number type, int64_t begin, int64_t n, T* spare) {
-  if (type == OWN<T>) return static_cast<T*>(const_cast<void*>(stored)) + begin;
-  with_type(type, [&](auto* as) { convert(spare, static_cast<decltype(as)>(const_cast<void*>(stored)) + begin, n); });
-  return spare;
-}
-
-template <class T>
-void store(void* stored, Number type, int64_t begin, int64_t n, const T* block) {
-  if (type != OWN<T>)
-    with_type(type, [&](auto* as) { convert(static_cast<decltype(as)>(stored) + begin, block, n); });
 }
 
 // What a group's tensors share, computed once.
@@ -130,7 +92,7 @@ void prox_sgd_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vecto
                std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
   const auto groups = sgd_groups(rules, hyper);
   SgdTensors tensors(params, grads, momentum_buffers, auxiliary, group, groups);
-  const SgdScaler scaler{scaler_number(grad_scale, "grad_scale"), scaler_number(found_inf, "found_inf")};
+  const Scaler scaler{scaler_number(grad_scale, "grad_scale"), scaler_number(found_inf, "found_inf")};
   slimfast_prox_sgd_cpu(tensors.table.data(), tensors.table.size(), groups.data(), groups.size(), &scaler);
   tensors.copy_back();
 }
@@ -139,7 +101,7 @@ void prox_sgd_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vecto
 }  // namespace slimfast
 
 void slimfast_prox_sgd_cpu(const slimfast::SgdTensor* tensors, int64_t count, const slimfast::SgdGroup* groups,
-                           int64_t group_count, const slimfast::SgdScaler* scaler) {
+                           int64_t group_count, const slimfast::Scaler* scaler) {
   if (scaler->found_inf && *scaler->found_inf != 0) return;
   const std::vector<slimfast::Constants> constants(groups, groups + group_count);
   int64_t total = 0;

@@ -1,56 +1,10 @@
 // What torch hands to the op prox_sgd_, as the tables of prox_sgd.h. Shared by CPU and CUDA.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <algorithm>
-#include <numeric>
-#include <optional>
-#include <utility>
-#include <vector>
-
 #include "prox_sgd.h"
+#include "step_tensors.h"
 
 namespace slimfast {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-inline Number number_of(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float: return Number::F32;
-    case ScalarType::Double: return Number::F64;
-    case ScalarType::BFloat16: return Number::BF16;
-    case ScalarType::Half: return Number::F16;
-    default: STD_TORCH_CHECK(false, name, ": dtype must be float32, float64, bfloat16 or float16"); std::abort();
-  }
-}
-
-// Whether the numbers fill their memory without gap or overlap.
-inline bool is_dense(const Tensor& t) {
-  std::vector<std::pair<int64_t, int64_t>> axes;  // stride, size
-  for (int64_t d = 0; d < t.dim(); ++d)
-    if (t.size(d) == 0) return true;
-    else if (t.size(d) != 1) axes.emplace_back(t.stride(d), t.size(d));
-  std::sort(axes.begin(), axes.end());
-  int64_t expected = 1;
-  for (auto [stride, size] : axes) {
-    if (stride != expected) return false;
-    expected *= size;
-  }
-  return true;
-}
-
-// Whether walking both in memory order meets the same elements.
-inline bool same_order(const Tensor& a, const Tensor& b) {
-  for (int64_t d = 0; d < a.dim(); ++d)
-    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
-  return true;
-}
 
 // The tensors of one call. An odd memory layout is worked on in a contiguous copy, which `copy_back` returns.
 class SgdTensors {
@@ -67,53 +21,32 @@ class SgdTensors {
     for (size_t i = 0; i < params.size(); ++i) {
       STD_TORCH_CHECK(group[i] >= 0 && group[i] < static_cast<int64_t>(groups.size()), "group: no hyperparameters for ", group[i]);
       const SgdGroup& h = groups[group[i]];
-      const Tensor* momentum = h.has(HAS_MOMENTUM) ? next(momentum_buffers, buffers, "momentum_buffers") : nullptr;
-      const Tensor* sparse = h.method == Method::ALTERNATING ? next(auxiliary, copies, "auxiliary") : nullptr;
+      const Tensor* momentum = h.has(HAS_MOMENTUM) ? take(momentum_buffers, buffers, "momentum_buffers") : nullptr;
+      const Tensor* sparse = h.method == Method::ALTERNATING ? take(auxiliary, copies, "auxiliary") : nullptr;
       add(params[i], grads[i], momentum, sparse, static_cast<int32_t>(group[i]));
     }
     STD_TORCH_CHECK(buffers == momentum_buffers.size(), "momentum_buffers: more than parameters with momentum");
     STD_TORCH_CHECK(copies == auxiliary.size(), "auxiliary: more than parameters with the method ALTERNATING");
   }
 
-  void copy_back() {
-    for (auto& [to, from] : copies_) torch::stable::copy_(to, from);
-  }
+  void copy_back() { order_.copy_back(); }
 
  private:
-  std::vector<std::pair<Tensor, Tensor>> copies_;  // original, contiguous copy
-  std::vector<Tensor> alive_;
-
-  static void check(const Tensor& param, const Tensor& other, const char* name) {
-    STD_TORCH_CHECK(param.sizes().equals(other.sizes()), name, ": shape differs from its parameter's");
-    STD_TORCH_CHECK(param.device() == other.device(), name, ": device differs from its parameter's");
-  }
-
-  static const Tensor* next(const std::vector<Tensor>& list, size_t& used, const char* name) {
-    STD_TORCH_CHECK(used < list.size(), name, ": fewer than parameters that need one");
-    return &list[used++];
-  }
+  OneOrder order_;
 
   void add(Tensor param, Tensor grad, const Tensor* momentum, const Tensor* sparse, int32_t group) {
-    check(param, grad, "grads");
-    if (momentum) check(param, *momentum, "momentum_buffers");
-    if (sparse) check(param, *sparse, "auxiliary");
+    check_like(param, grad, "grads");
+    if (momentum) check_like(param, *momentum, "momentum_buffers");
+    if (sparse) check_like(param, *sparse, "auxiliary");
     Tensor buffer = momentum ? *momentum : param, copy = sparse ? *sparse : param;
-    if (!is_dense(param) || !same_order(param, grad) || !same_order(param, buffer) || !same_order(param, copy)) {
-      param = writable(param);
-      if (momentum) buffer = writable(buffer);
-      if (sparse) copy = writable(copy);
-      alive_.push_back(grad = torch::stable::contiguous(grad));
-    }
+    std::vector<Tensor*> changed{&param};
+    if (momentum) changed.push_back(&buffer);
+    if (sparse) changed.push_back(&copy);
+    order_.align(changed, grad);
     table.push_back({param.mutable_data_ptr(), grad.const_data_ptr(), momentum ? buffer.mutable_data_ptr() : nullptr,
                      sparse ? copy.mutable_data_ptr() : nullptr, param.numel(), 1, param.numel(), group,
                      number_of(param, "params"), number_of(grad, "grads"), number_of(buffer, "momentum_buffers"),
                      number_of(copy, "auxiliary")});
-  }
-
-  Tensor writable(const Tensor& original) {
-    Tensor copy = torch::stable::contiguous(original);
-    copies_.emplace_back(original, copy);
-    return copy;
   }
 };
 
@@ -138,12 +71,6 @@ inline std::vector<SgdGroup> sgd_groups(const std::vector<int64_t>& rules, const
                       static_cast<Method>(rule[3]), static_cast<int32_t>(rule[4])});
   }
   return groups;
-}
-
-inline const float* scaler_number(const std::optional<Tensor>& t, const char* name) {
-  if (!t) return nullptr;
-  STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float && t->numel() == 1, name, ": must be one float32");
-  return static_cast<const float*>(t->const_data_ptr());
 }
 
 }  // namespace slimfast

@@ -165,7 +165,7 @@ class StepPlan {
       hyper_.push_back(parse(rows[group]));
       if (!gather(group, params[group].ptr())) return false;
     }
-    const SgdScaler scaler{};
+    const Scaler scaler{};
     slimfast_prox_sgd_cpu(table_.data(), static_cast<int64_t>(table_.size()), hyper_.data(),
                           static_cast<int64_t>(hyper_.size()), &scaler);
     increment_version();

@@ -4,19 +4,19 @@ A table in device memory lists chunks of tensors: addresses of parameter, gradie
 A launch holds one dtype per array and one penalty kind; tensors without penalty go with any of them.
 """
 
-import functools
 from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
+from slimfast.kernels import _chunks
+from slimfast.kernels._chunks import TYPES
 from slimfast.kernels.penalty import grad_one, prox_one
 from torch import Tensor
 
 NUM_WARPS = 8
 NESTEROV, MAXIMIZE, FIRST_STEP, HAS_MOMENTUM = 1, 2, 4, 16  # flags, see csrc/prox_sgd.h
-TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def block_of(kind: int, param: torch.dtype) -> int:
@@ -110,14 +110,16 @@ def launch(
     buffers, copies = iter(momentum_buffers), []
     launches = defaultdict(list)
     for p, g, i in zip(params, grads, group, strict=True):
-        p, g, m = _in_one_order(p, g, next(buffers) if rules[5 * i + 4] & HAS_MOMENTUM else None, copies)
+        m = next(buffers) if rules[5 * i + 4] & HAS_MOMENTUM else None
+        g, p, m = _chunks.in_one_order(g, [p, m], copies)
         if p.numel():
             dtypes = p.dtype, g.dtype, p.dtype if m is None else m.dtype
             launches[dtypes, kinds[i] or fallback].append((p, g, m, i))
     for (dtypes, chosen), tensors in launches.items():
         device = tensors[0][0].device
         block, types = block_of(chosen, dtypes[0]), (TYPES[dtype] for dtype in dtypes)
-        chunks = _chunks(tuple(_row(*row) for row in tensors), block, device)
+        rows = tuple(_chunks.row(arrays, i) for *arrays, i in tensors)
+        chunks = _chunks.table(rows, 3, block, device)
         prox_sgd_kernel[(len(chunks),)](chunks, table.to(device), *types, chosen, block, num_warps=NUM_WARPS)
     for to, copy in copies:
         to.copy_(copy)
@@ -133,33 +135,3 @@ def _hyper_table(rules: Sequence[int], hyper: Tensor) -> tuple[list[int], Tensor
         bits = [float(flags & flag != 0) for flag in (NESTEROV, MAXIMIZE, FIRST_STEP)]
         rows.append([*h[:6], prox_step if kinds[-1] else 0.0, slope if kinds[-1] else 0.0, *bits])
     return kinds, torch.tensor(rows, dtype=torch.float64)
-
-
-def _in_one_order(
-    p: Tensor, g: Tensor, m: Tensor | None, copies: list[tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The tensors themselves if dense and in one order, else contiguous copies, noted for the way back."""
-    dense = p.is_contiguous() or (p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last))
-    if dense and p.stride() == g.stride() and (m is None or p.stride() == m.stride()):
-        return p, g, m
-    p_copy, m_copy = p.contiguous(), None if m is None else m.contiguous()
-    copies += [(p, p_copy)] if m is None else [(p, p_copy), (m, m_copy)]
-    return p_copy, g.contiguous(), m_copy
-
-
-def _row(p: Tensor, g: Tensor, m: Tensor | None, group: int) -> tuple[int, ...]:
-    m_ptr, m_size = (0, 0) if m is None else (m.data_ptr(), m.element_size())
-    return p.data_ptr(), g.data_ptr(), m_ptr, p.element_size(), g.element_size(), m_size, p.numel(), group
-
-
-@functools.lru_cache(maxsize=16)
-def _chunks(rows: tuple[tuple[int, ...], ...], block: int, device: torch.device) -> Tensor:
-    """The table of chunks in device memory; the latest are kept: most steps meet the same addresses again."""
-    columns = torch.tensor(rows).t()
-    count = (columns[6] + block - 1) // block
-    tensor = torch.repeat_interleave(torch.arange(len(rows)), count)
-    offset = (torch.arange(len(tensor)) - (count.cumsum(0) - count)[tensor]) * block
-    addresses = columns[:3, tensor] + columns[3:6, tensor] * offset
-    length = (columns[6, tensor] - offset).clamp(max=block)
-    is_aligned = (addresses % 16 == 0).all(0) & (length % 16 == 0)
-    return torch.stack([*addresses, length, columns[7, tensor], is_aligned.long()], dim=1).to(device)

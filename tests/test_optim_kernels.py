@@ -3,7 +3,8 @@
 import pytest
 import torch
 from offline import compile_triton
-from slimfast.kernels.prox_sgd import NUM_WARPS, TYPES, block_of
+from slimfast.kernels._chunks import TYPES
+from slimfast.kernels.prox_sgd import NUM_WARPS, block_of
 
 from slimfast.ops._kinds import Kind
 
