@@ -10,9 +10,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from slimfast import ops
-from slimfast.penalties import L0, L1, MCP, SCAD, TL1, Lp, Penalty
+from slimfast.penalties import L0, L1, MCP, SCAD, TL1, LogSum, Lp, Penalty
 
-PENALTIES = [L0(0.1), L1(0.1), Lp(0.1, 0.5), TL1(0.1, 1.0), MCP(0.1, 3.0), SCAD(0.1, 3.7)]
+PENALTIES = [L0(0.1), L1(0.1), Lp(0.1, 0.5), TL1(0.1, 1.0), MCP(0.1, 3.0), SCAD(0.1, 3.7), LogSum(0.1, 1.0)]
 TORCH = {"L0": lambda x: F.hardshrink(x, 0.316), "L1": lambda x: F.softshrink(x, 0.05)}
 reference = importlib.import_module("slimfast.ops.prox").reference
 

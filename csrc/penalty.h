@@ -1,7 +1,7 @@
 // Scalar penalties: value, gradient and proximal operator of one number, in double precision, for CPU and CUDA.
 //
 // Sources: L1 soft and L0 hard thresholding; Lp: Marjanovic & Solo 2012; TL1: Zhang & Xin, CMS 15(2) 2017;
-// MCP: Zhang 2010, firm thresholding; SCAD: Fan & Li 2001.
+// MCP: Zhang 2010, firm thresholding; SCAD: Fan & Li 2001; log-sum: Candes, Wakin & Boyd 2008.
 //
 // A loop over `prox_one` vectorises: selects instead of branches, a fixed number of steps where an equation has to be
 // solved. Where the operator is continuous its result can be far smaller than the input; the thresholds are therefore
@@ -21,7 +21,7 @@
 namespace slimfast {
 
 // The numbers are part of the ops' contract: Python and Triton use the same ones.
-enum class Kind : int64_t { NONE = 0, L0 = 1, L1 = 2, LP = 3, TL1 = 4, MCP = 5, SCAD = 6 };
+enum class Kind : int64_t { NONE = 0, L0 = 1, L1 = 2, LP = 3, TL1 = 4, MCP = 5, SCAD = 6, LOGSUM = 7 };
 
 // Calls f(std::integral_constant<Kind, K>{}) for the K that `kind` names.
 template <class F>
@@ -34,8 +34,9 @@ auto dispatch_kind(int64_t kind, F&& f) {
     case Kind::TL1: return f(std::integral_constant<Kind, Kind::TL1>{});
     case Kind::MCP: return f(std::integral_constant<Kind, Kind::MCP>{});
     case Kind::SCAD: return f(std::integral_constant<Kind, Kind::SCAD>{});
+    case Kind::LOGSUM: return f(std::integral_constant<Kind, Kind::LOGSUM>{});
   }
-  throw std::invalid_argument("kind: " + std::to_string(kind) + " is none of 0 to 6");
+  throw std::invalid_argument("kind: " + std::to_string(kind) + " is none of 0 to 7");
 }
 
 namespace detail {
@@ -101,10 +102,10 @@ struct Prox {
   Kind kind;
   double lam, shape, step;
   double threshold;        // |x| up to here becomes 0
-  double shift, shift_lo;  // what a small |x| loses (TL1: the continuous threshold)
+  double shift, shift_lo;  // what a small |x| loses (TL1, log-sum: the continuous threshold)
   double knee, knee_lo;    // SCAD: |x| from which the second piece holds
   double slope;            // MCP, SCAD: of the piece that leads back to the identity
-  double scale;            // Lp: the height of the jump
+  double scale;            // Lp: the height of the jump; log-sum: step * lam
 };
 
 namespace detail {
@@ -157,6 +158,27 @@ inline void set_scad(Prox& p, Pair weight) {
   }
 }
 
+// Where the operator jumps, |x| = u + weight / (eps + u), the objective at u is that at 0: in units of sqrt(weight)
+// log(1 + u/e) - u/(e+u) = u^2/2, concave from 1 - e on, so that Newton descends. The start is right to rounding next to
+// the critical e = 1, where the differences cancel.
+inline double log_sum_jump(double eps, double weight) {
+  const double unit = std::sqrt(weight), e = std::fmax(eps / unit, 1e-300), gap = 1 - e;
+  double u = gap * std::sqrt(2.25 - 2 * std::log(e));
+  for (int i = 0; i < 5 && gap > 1e-6; ++i) {
+    const double q = e + u, excess = std::log1p(u / e) - u / q - 0.5 * u * u;
+    u += excess * q * q / (u * (u - gap) * (1 + q));
+  }
+  return unit * (u + 1 / (e + u));
+}
+
+inline void set_log_sum(Prox& p, Pair weight) {
+  const Pair tau = quotient(weight, p.shape);
+  p.scale = weight.hi;
+  p.shift = tau.hi;
+  p.shift_lo = tau.lo;
+  p.threshold = weight.hi <= p.shape * p.shape ? tau.hi : log_sum_jump(p.shape, weight.hi);
+}
+
 }  // namespace detail
 
 // The operator u -> argmin 0.5 (u - x)^2 + step * penalty(u); step * lam = 0 is the identity.
@@ -171,6 +193,7 @@ inline Prox make_prox(int64_t kind, double lam, double shape, double step) {
     case Kind::TL1: detail::set_tl1(p, weight); break;
     case Kind::MCP: detail::set_mcp(p, weight); break;
     case Kind::SCAD: detail::set_scad(p, weight); break;
+    case Kind::LOGSUM: detail::set_log_sum(p, weight); break;
   }
   return p;
 }
@@ -211,6 +234,15 @@ SLIMFAST_HD inline double prox_tl1(double z, const Prox& p) {
   return 2 * s < input ? s * (a + z) : z - p.shift * (ratio * ratio);
 }
 
+// (u - z)(eps + u) + weight = 0, divided by y = eps + z: U^2 + B U = R, with all digits right near the threshold.
+SLIMFAST_HD inline double prox_log_sum(double z, const Prox& p) {
+  const double y = 1 / (p.shape + z), B = (p.shape - z) * y;
+  const double R = p.shape * y * (((z - p.shift) - p.shift_lo) * y), square = B * B + 4 * R;
+  const double root = std::sqrt(square > 0 ? square : 0);
+  const double u = (B > 0 ? 2 * R / (B + root) : 0.5 * (root - B)) * (p.shape + z);
+  return 2 * u < z ? u : z - p.scale / (p.shape + u);
+}
+
 }  // namespace detail
 
 // prox of one number. Never outside [0, x]; -0 becomes +0; NaN and infinities stay.
@@ -225,6 +257,7 @@ SLIMFAST_HD inline double prox_one(double x, const Prox& p) {
   }
   if constexpr (K == Kind::LP) u = detail::prox_lp(z, p);
   if constexpr (K == Kind::TL1) u = detail::prox_tl1(z, p);
+  if constexpr (K == Kind::LOGSUM) u = detail::prox_log_sum(z, p);
   u = u < z ? u : z;
   u = z > p.threshold && u > 0 ? u : 0;
   return z < detail::INF ? (x < 0 ? 0.0 - u : u) : x;
@@ -240,6 +273,7 @@ SLIMFAST_HD inline double grad_one(double x, double lam, double shape) {
   if constexpr (K == Kind::TL1) g = lam * (shape / (shape + z)) * ((shape + 1) / (shape + z));
   if constexpr (K == Kind::MCP) g = lam - z / shape;
   if constexpr (K == Kind::SCAD) g = z <= lam ? lam : (lam * shape - z) / (shape - 1);
+  if constexpr (K == Kind::LOGSUM) g = lam / (shape + z);
   g = g > 0 ? g : 0;
   g = x < 0 ? 0.0 - g : g;
   return x != x ? x : (z > 0 && lam > 0 ? g : 0);
@@ -262,6 +296,10 @@ SLIMFAST_HD inline double value_one(double x, double lam, double shape) {
     const double rest = (shape - 1) * lam, beyond = z - lam, low = z < lam ? z : lam;
     const double w = beyond > 0 ? (beyond < rest ? beyond : rest) : 0;
     value = lam * low + w * (lam - w / (2 * (shape - 1)));
+  }
+  if constexpr (K == Kind::LOGSUM) {  // v / (y - 1) takes back what rounding y = 1 + v has changed
+    const double v = z / shape, y = 1 + v;
+    value = lam * (y > 1 && y < detail::INF ? detail::log_from_one(y) * (v / (y - 1)) : v);
   }
   return x != x ? x : (z > 0 && lam > 0 ? value : 0);
 }

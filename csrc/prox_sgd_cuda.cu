@@ -35,6 +35,7 @@ __device__ double shrink(double x, const Prox& c) {
     case Kind::TL1: return prox_one<Kind::TL1>(x, c);
     case Kind::MCP: return prox_one<Kind::MCP>(x, c);
     case Kind::SCAD: return prox_one<Kind::SCAD>(x, c);
+    case Kind::LOGSUM: return prox_one<Kind::LOGSUM>(x, c);
   }
   return x;
 }
@@ -48,6 +49,7 @@ __device__ double slope(double x, const SgdGroup& h) {
     case Kind::TL1: return grad_one<Kind::TL1>(x, h.lam, h.shape);
     case Kind::MCP: return grad_one<Kind::MCP>(x, h.lam, h.shape);
     case Kind::SCAD: return grad_one<Kind::SCAD>(x, h.lam, h.shape);
+    case Kind::LOGSUM: return grad_one<Kind::LOGSUM>(x, h.lam, h.shape);
   }
   return 0;
 }

@@ -64,7 +64,7 @@ inline std::vector<SgdGroup> sgd_groups(const std::vector<int64_t>& rules, const
   groups.reserve(n);
   for (int64_t i = 0; i < n; ++i, row += COLUMNS) {
     const int64_t* rule = rules.data() + i * RULES;
-    STD_TORCH_CHECK(rule[0] >= 0 && rule[0] <= static_cast<int64_t>(Kind::SCAD), "kind: ", rule[0], " is none of 0 to 6");
+    STD_TORCH_CHECK(rule[0] >= 0 && rule[0] <= static_cast<int64_t>(Kind::LOGSUM), "kind: ", rule[0], " is none of 0 to 7");
     STD_TORCH_CHECK(rule[1] == 0 && rule[3] <= 1, "form, method: ", rule[1], ", ", rule[3], " are not there yet");
     groups.push_back({row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9],
                       static_cast<Kind>(rule[0]), static_cast<Form>(rule[1]), static_cast<int32_t>(rule[2]),

@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from slimfast.penalties import L0, L1, MCP, SCAD, TL1, Lp
+from slimfast.penalties import L0, L1, MCP, SCAD, TL1, LogSum, Lp
 
 PENALTIES = {
     "L1": L1(lam=0.5),
@@ -20,6 +20,7 @@ PENALTIES = {
     "TL1, a = 1": TL1(lam=0.5, a=1.0),
     "MCP, cutoff 1.5": MCP.with_cutoff(lam=0.5, cutoff=1.5),
     "SCAD, cutoff 1.85": SCAD.with_cutoff(lam=0.5, cutoff=1.85),
+    "log-sum, eps = 1": LogSum(lam=0.5, eps=1.0),
 }
 
 

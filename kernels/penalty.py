@@ -14,6 +14,7 @@ LP = tl.constexpr(3)
 TL1 = tl.constexpr(4)
 MCP = tl.constexpr(5)
 SCAD = tl.constexpr(6)
+LOGSUM = tl.constexpr(7)
 
 
 @triton.jit
@@ -39,6 +40,8 @@ def prox_one(x, lam, shape, step, KIND: tl.constexpr):
         threshold = tl.where(hard, lam * tl.sqrt(shape * step), weight)
     elif KIND == SCAD:
         shrunk, threshold = _prox_scad(z, weight, high, low, lam, shape, step)
+    elif KIND == LOGSUM:
+        shrunk, threshold = _prox_log_sum(z, weight, high, low, shape)
     shrunk = tl.where(shrunk < z, shrunk, z)
     shrunk = tl.where((z > threshold) & (shrunk > 0), shrunk, 0.0)
     return tl.where(z < float("inf"), tl.where(x < 0, 0.0 - shrunk, shrunk), x)
@@ -59,6 +62,8 @@ def grad_one(x, lam, shape, KIND: tl.constexpr):
         slope = lam - z / shape
     elif KIND == SCAD:
         slope = tl.where(z <= lam, lam, (lam * shape - z) / (shape - 1))
+    elif KIND == LOGSUM:
+        slope = lam / (shape + z)
     slope = tl.where((z > 0) & (slope > 0), slope, 0.0)
     return tl.where(x == x, tl.where(x < 0, 0.0 - slope, slope), x)
 
@@ -83,6 +88,8 @@ def value_one(x, lam, shape, KIND: tl.constexpr):
         rest, beyond = (shape - 1) * lam, z - lam
         w = tl.where(beyond > 0, tl.where(beyond < rest, beyond, rest), 0.0)
         value = lam * tl.where(z < lam, z, lam) + w * (lam - w / (2 * (shape - 1)))
+    elif KIND == LOGSUM:
+        value = lam * _log1p(z / shape)
     value = tl.where((z > 0) & (value == value), value, 0.0)  # lam = 0 at infinity is 0, too
     return tl.where(x == x, value, x)
 
@@ -122,6 +129,21 @@ def _split_sum(a, b, low):
 
 
 @triton.jit
+def _log1p(x):
+    """log(1 + x) for x >= 0: the factor x / (y - 1) takes back what rounding y = 1 + x has changed."""
+    y = 1 + x
+    rounded = (y > 1) & (y < float("inf"))
+    return tl.where(rounded, tl.log(y) * (x / tl.where(rounded, y - 1, 1.0)), x)
+
+
+@triton.jit
+def _split_quotient(high, low, divisor):
+    """(high + low) / divisor = quotient + the rest, for the two halves of `_split_product`."""
+    quotient, upper = _upper((high + low) / divisor), _upper(divisor)
+    return quotient, ((high - upper * quotient) + (low - (divisor - upper) * quotient)) / divisor
+
+
+@triton.jit
 def _prox_lp(z, weight, p):
     """u + weight p u^(p-1) = z in units of the jump, v + beta v^-k = z / jump, by three Halley steps."""
     k = 1 - p
@@ -148,8 +170,7 @@ def _prox_lp(z, weight, p):
 @triton.jit
 def _prox_tl1(z, weight, high, low, a):
     """The cubic of ``csrc/penalty.h``, divided by a + |x| and solved by five quadratics from above."""
-    a_high, quotient = _upper(a), _upper(weight / a)
-    quotient_low = ((high - a_high * quotient) + (low - (a - a_high) * quotient)) / a
+    quotient, quotient_low = _split_quotient(high, low, a)
     tau, tau_low = _split_sum(high, quotient, low + quotient_low)
     reach = 2 * weight * (a + 1)
     rounded = tau + tau_low
@@ -178,3 +199,32 @@ def _prox_scad(z, weight, high, low, lam, a, step):
     shrunk = tl.where(z - knee > knee_low, rest, (z - high) - low)
     threshold = tl.where(hard, lam * tl.sqrt(step * (a + 1)), weight)
     return tl.where(hard | (weight == 0), z, shrunk), threshold
+
+
+@triton.jit
+def _prox_log_sum(z, weight, high, low, eps):
+    """The quadratic of ``csrc/penalty.h``, divided by eps + |x|."""
+    tau, tau_low = _split_quotient(high, low, eps)
+    threshold = tl.where(weight <= eps * eps, tau + tau_low, _log_sum_jump(eps, weight))
+    y = 1 / (eps + z)
+    B, R = (eps - z) * y, eps * y * (((z - tau) - tau_low) * y)
+    square = B * B + 4 * R
+    root = tl.sqrt(tl.where(square > 0, square, 0.0))
+    u = tl.where(B > 0, 2 * R, root - B) / tl.where(B > 0, B + root, 2.0) * (eps + z)
+    return tl.where(2 * u < z, u, z - weight / (eps + u)), threshold
+
+
+@triton.jit
+def _log_sum_jump(eps, weight):
+    """The |x| at which the operator jumps, by the Newton steps of ``csrc/penalty.h``."""
+    unit = tl.sqrt(weight)
+    e = tl.where(eps < unit, eps / unit, 0.5)
+    e = tl.where(e > 1e-300, e, 1e-300)
+    gap = 1 - e
+    u = gap * tl.sqrt(2.25 - 2 * tl.log(e))
+    for _ in tl.static_range(5):
+        q = e + u
+        excess = _log1p(u / e) - u / q - 0.5 * u * u
+        better = u + excess * q * q / (u * (u - gap) * (1 + q))
+        u = tl.where(gap > 1e-6, better, u)
+    return unit * (u + 1 / (e + u))

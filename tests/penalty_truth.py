@@ -14,7 +14,7 @@ from mpmath import mpf
 from torch import Tensor
 
 mpmath.mp.dps = 60
-NONE, L0, L1, LP, TL1, MCP, SCAD = range(7)
+NONE, L0, L1, LP, TL1, MCP, SCAD, LOGSUM = range(8)
 
 
 def value(z: mpf, kind: int, lam: mpf, shape: mpf) -> mpf:
@@ -29,6 +29,8 @@ def value(z: mpf, kind: int, lam: mpf, shape: mpf) -> mpf:
         return lam * z**shape
     if kind == TL1:
         return lam * (shape + 1) / (1 + shape / z)
+    if kind == LOGSUM:
+        return lam * mpmath.log(1 + z / shape)
     if kind == MCP:
         return lam * z - z**2 / (2 * shape) if z <= shape * lam else shape * lam**2 / 2
     if z <= lam:
@@ -50,6 +52,8 @@ def slope(z: mpf, kind: int, lam: mpf, shape: mpf) -> mpf:
         return lam * shape * (shape + 1) / (shape + z) ** 2
     if kind == MCP:
         return max(lam - z / shape, mpf(0))
+    if kind == LOGSUM:
+        return lam / (shape + z)
     return lam if z <= lam else max((shape * lam - z) / (shape - 1), mpf(0))
 
 
@@ -81,6 +85,8 @@ def _stationary(z: mpf, kind: int, lam: mpf, shape: mpf, step: mpf) -> list[mpf]
         return [z, lam, shape * lam, z - step * lam, *ramp]
     if kind == LP:
         bend = lambda u: 1 - step * lam * shape * (1 - shape) * u ** (shape - 2)  # noqa: E731
+    elif kind == LOGSUM:
+        bend = lambda u: 1 - step * lam / (shape + u) ** 2  # noqa: E731
     else:
         bend = lambda u: 1 - 2 * step * lam * shape * (shape + 1) / (shape + u) ** 3  # noqa: E731
     return _newton_from_above(lambda u: u - z + step * slope(u, kind, lam, shape), bend, z)
@@ -107,6 +113,8 @@ def jump(kind: int, lam: float, shape: float, step: float) -> float | None:
         return float((2 * weight * (1 - shape)) ** (1 / (2 - shape)) * (2 - shape) / (2 * (1 - shape)))
     if kind == TL1 and weight > shape**2 / (2 * (shape + 1)):
         return float(mpmath.sqrt(2 * weight * (shape + 1)) - shape / 2)
+    if kind == LOGSUM and weight > shape**2:
+        return float(_log_sum_jump(lam, shape, step))
     if kind == MCP and step >= shape:
         return float(lam * mpmath.sqrt(shape * step))
     if kind == SCAD and step > shape + 1:
@@ -114,6 +122,21 @@ def jump(kind: int, lam: float, shape: float, step: float) -> float | None:
     if kind == SCAD and step >= shape - 1:
         return float((shape + 1 + step) * lam / 2)
     return None
+
+
+def _log_sum_jump(lam: mpf, shape: mpf, step: mpf) -> mpf:
+    """z = u + step * slope(u) where the objective is the same at u and 0, by bisection."""
+
+    def gain(u: mpf) -> mpf:
+        z = u + step * slope(u, LOGSUM, lam, shape)
+        return z**2 / 2 - (u - z) ** 2 / 2 - step * value(u, LOGSUM, lam, shape)
+
+    low = mpmath.sqrt(step * lam) - shape  # beyond it the stationary point is a minimum
+    high = low + 1000 * mpmath.sqrt(step * lam)
+    while high - low > mpf(10) ** -40 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if gain(middle) > 0 else (middle, high)
+    return high + step * slope(high, LOGSUM, lam, shape)
 
 
 def elementwise(function: Callable[..., mpf], x: Tensor, *scalars: float, odd: bool) -> Tensor:

@@ -75,6 +75,13 @@ EXACT = {  # kind, lam, shape, step
     "scad steep": (penalty.SCAD, 0.3, 3.7000001, 2.7),
     "scad soft, then jump": (penalty.SCAD, 0.3, 3.7, 3.1),
     "scad jump": (penalty.SCAD, 0.3, 3.7, 5.0),
+    "log-sum": (penalty.LOGSUM, 0.3, 0.7, 0.7),
+    "log-sum as in training": (penalty.LOGSUM, 1e-4, 0.1, 1e-3),
+    "log-sum critical": (penalty.LOGSUM, 0.5, 0.5, 0.5),
+    "log-sum just continuous": (penalty.LOGSUM, 0.5, 0.5, 0.4999999),
+    "log-sum just jumping": (penalty.LOGSUM, 0.5, 0.5, 0.5000001),
+    "log-sum jump": (penalty.LOGSUM, 0.3, 0.1, 0.7),
+    "log-sum near l0": (penalty.LOGSUM, 3e5, 1e-9, 0.7),
 }
 SOLVED = {  # those whose operator is the root of an equation
     "lam zero": (penalty.TL1, 0.0, 0.5, 0.7),
@@ -94,9 +101,11 @@ def penalty_inputs(dtype: torch.dtype, kind: int, lam: float, shape: float, step
     """Both signs, extremes, many scales, the neighbours of every kink but not those of a jump."""
     info = torch.finfo(dtype)
     weight, jump = step * lam, penalty.jump(kind, lam, shape, step)
-    kinks = {penalty.TL1: [weight * (1 + 1 / (shape or 1))], penalty.MCP: [weight, shape * lam]}.get(
-        kind, [weight, (1 + step) * lam, shape * lam]
-    )
+    kinks = {
+        penalty.TL1: [weight * (1 + 1 / (shape or 1))],
+        penalty.MCP: [weight, shape * lam],
+        penalty.LOGSUM: [weight / (shape or 1), shape],
+    }.get(kind, [weight, (1 + step) * lam, shape * lam])
     near = max(info.eps, torch.finfo(torch.float32).eps)
     centres = [abs(number) for number in (*kinks, jump or 1.0) if number]
     factors = [0.1, 0.9, 1 - near, 1 + near, 1 + 3 * near, 1.01, 1.3, 2.0, 7.0, 1e4]

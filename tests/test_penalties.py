@@ -17,7 +17,7 @@ from torch import Tensor
 
 from slimfast import ops, penalties
 from slimfast.ops._kinds import Form, Kind
-from slimfast.penalties import L0, L1, MCP, SCAD, TL1, Lp, Penalty
+from slimfast.penalties import L0, L1, MCP, SCAD, TL1, LogSum, Lp, Penalty
 
 ALL = [
     L0(0.3),
@@ -28,6 +28,8 @@ ALL = [
     TL1(0.3, 4.0),
     MCP(0.3, 3.0),
     SCAD(0.3, 3.7),
+    LogSum(0.3, 0.2),
+    LogSum(0.3, 3.0),
 ]
 STEPS = [0.0, 0.1, 1.0, 3.0, 10.0]
 reference = importlib.import_module("slimfast.ops.prox").reference
@@ -39,13 +41,15 @@ ratios = st.floats(-4, 4).map(lambda e: 10.0**e)
 @st.composite
 def operators(draw: st.DrawFn) -> tuple[int, float, float, float]:
     """kind, lam, shape, step: every kind, every regime of the step, scales from 1e-30 to 1e30."""
-    kind = draw(st.integers(truth.L0, truth.SCAD))
+    kind = draw(st.integers(truth.L0, truth.LOGSUM))
     scale, step = draw(scales), draw(ratios)
     if kind == truth.LP:
         return kind, scale, draw(st.sampled_from([0.5, 2 / 3, 0.75]) | st.floats(1e-3, 0.97)), step
     if kind == truth.TL1:  # lam * step around the critical weight of a
         critical = scale**2 / (2 * (scale + 1))
         return kind, critical * draw(ratios | st.floats(1 - 1e-6, 1 + 1e-6)) / step, scale, step
+    if kind == truth.LOGSUM:  # likewise
+        return kind, scale**2 * draw(ratios | st.floats(1 - 1e-6, 1 + 1e-6)) / step, scale, step
     if kind == truth.MCP:
         return kind, scale, step * draw(ratios | st.floats(1 - 1e-6, 1 + 1e-6)), step
     if kind == truth.SCAD:
@@ -59,6 +63,8 @@ def kinks(kind: int, lam: float, shape: float, step: float) -> list[float]:
     bends = [step * lam]
     if kind == truth.TL1:
         bends = [step * lam * (1 + 1 / shape)]
+    elif kind == truth.LOGSUM:
+        bends = [step * lam / shape]
     elif kind in (truth.MCP, truth.SCAD):
         bends += [shape * lam, (1 + step) * lam]
     return [x for x in (*bends, jump) if x]
@@ -131,7 +137,8 @@ def test_special_numbers(penalty: Penalty, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    "penalty", [L0, L1, *(lambda lam, k=k: k(lam, 3.0) for k in (TL1, MCP, SCAD)), lambda lam: Lp(lam, 0.3)]
+    "penalty",
+    [L0, L1, *(lambda lam, k=k: k(lam, 3.0) for k in (TL1, MCP, SCAD, LogSum)), lambda lam: Lp(lam, 0.3)],
 )
 def test_no_penalty_no_change(penalty: Callable[[float], Penalty]) -> None:
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -150,6 +157,7 @@ def test_no_penalty_no_change(penalty: Callable[[float], Penalty]) -> None:
         (Lp(0.3, 1 - 1e-9), L1(0.3)),
         (TL1(0.3, 1e-12), L0(0.3)),
         (Lp(0.3, 1e-9), L0(0.3)),
+        (LogSum(0.3e9, 1e9), L1(0.3)),
     ],
     ids=str,
 )
@@ -286,6 +294,7 @@ def test_cutoff() -> None:
         (lambda: Lp(1.0, 1.0), ValueError, "Lp: p = 1.0; accepted: finite, 0 < p < 1"),
         (lambda: TL1(1.0, 0), ValueError, "TL1: a = 0.0; accepted: finite, a > 0"),
         (lambda: MCP(1.0, math.inf), ValueError, "MCP: gamma = inf; accepted: finite, gamma > 0"),
+        (lambda: LogSum(1.0, -1), ValueError, "LogSum: eps = -1.0; accepted: finite, eps > 0"),
         (lambda: SCAD(1.0, 2.0), ValueError, "SCAD: a = 2.0; accepted: finite, a > 2"),
         (lambda: MCP.with_cutoff(0.0, 0.5), ValueError, "MCP.with_cutoff: lam = 0; accepted: lam > 0"),
         (
@@ -301,11 +310,11 @@ def test_cutoff() -> None:
         ),
         (lambda: L1(1.0).value([1.0]), TypeError, "x: list is not a floating-point or complex tensor"),
         (lambda: L1(1.0).envelope_grad(torch.ones(2), 0.0), ValueError, "beta: 0 is not a finite number > 0"),
-        (lambda: ops.prox(torch.ones(2), 9, 1.0, 0.0, 1.0), ValueError, "kind: 9 is none of 0 to 6"),
+        (lambda: ops.prox(torch.ones(2), 9, 1.0, 0.0, 1.0), ValueError, "kind: 9 is none of 0 to 7"),
         (
             lambda: penalties.from_dict({"kind": "L2", "lam": 1.0}),
             ValueError,
-            "penalty kind: 'L2' is none of L0, L1, Lp, TL1, MCP, SCAD",
+            "penalty kind: 'L2' is none of L0, L1, Lp, TL1, MCP, SCAD, LogSum",
         ),
         (
             lambda: penalties.from_dict({"kind": "TL1", "lam": 1.0}),

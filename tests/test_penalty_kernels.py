@@ -3,7 +3,7 @@
 import pytest
 from offline import compile_triton
 
-KINDS = {"l0": 1, "l1": 2, "lp": 3, "tl1": 4, "mcp": 5, "scad": 6}
+KINDS = {"l0": 1, "l1": 2, "lp": 3, "tl1": 4, "mcp": 5, "scad": 6, "log_sum": 7}
 QUICK = {("prox", "tl1", 80), ("prox", "lp", 90), ("penalty_grad", "scad", 100)}
 
 

@@ -19,6 +19,7 @@ class Kind(IntEnum):
     TL1 = 4
     MCP = 5
     SCAD = 6
+    LOGSUM = 7
 
     @classmethod
     def _missing_(cls, value: object) -> None:

@@ -16,7 +16,7 @@ def penalty_grad(x: Tensor, kind: int, lam: float, shape: float) -> Tensor:
         x: any shape and strides; float32, float64, float16, bfloat16, or complex (both parts separately).
         kind: which penalty, a ``Kind``.
         lam: weight of the penalty, finite, >= 0.
-        shape: p of Lp, a of TL1, gamma of MCP, a of SCAD; else unused.
+        shape: p of Lp, a of TL1, gamma of MCP, a of SCAD, eps of LogSum; else unused.
 
     Returns:
         A tensor with x's shape, dtype and layout. NaN stays NaN; only the slope of Lp can overflow.
@@ -56,6 +56,8 @@ def _slope(z: Tensor, kind: Kind, lam: float, shape: float) -> Tensor:
             return lam - z / shape
         case Kind.SCAD:
             return torch.where(z <= lam, lam, (lam * shape - z) / (shape - 1))
+        case Kind.LOGSUM:
+            return lam / (shape + z)
 
 
 define(SCHEMA, reference)

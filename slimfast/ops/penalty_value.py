@@ -19,7 +19,7 @@ def penalty_value(x: Tensor, kind: int, lam: float, shape: float) -> Tensor:
         x: any shape and strides; float32, float64, float16, bfloat16, or complex (both parts added up).
         kind: which penalty, a ``Kind``.
         lam: weight of the penalty, finite, >= 0.
-        shape: p of Lp, a of TL1, gamma of MCP, a of SCAD; else unused.
+        shape: p of Lp, a of TL1, gamma of MCP, a of SCAD, eps of LogSum; else unused.
 
     Returns:
         A real tensor with x's shape and precision. NaN stays NaN.
@@ -61,6 +61,8 @@ def _value(z: Tensor, kind: Kind, lam: float, shape: float) -> Tensor:
         case Kind.SCAD:  # up to lam as L1, then with a slope that falls to 0 at a lam
             w = (z - lam).clamp(0, (shape - 1) * lam)
             return lam * z.clamp(max=lam) + w * (lam - w / (2 * (shape - 1)))
+        case Kind.LOGSUM:
+            return lam * torch.log1p(z / shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

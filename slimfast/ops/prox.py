@@ -24,7 +24,7 @@ def prox(x: Tensor, kind: int, lam: float, shape: float, step: float) -> Tensor:
         x: any shape and strides; float32, float64, float16, bfloat16, or complex (both parts separately).
         kind: which penalty, a ``Kind``.
         lam: weight of the penalty, finite, >= 0.
-        shape: p of Lp, a of TL1, gamma of MCP, a of SCAD; else unused.
+        shape: p of Lp, a of TL1, gamma of MCP, a of SCAD, eps of LogSum; else unused.
         step: finite, >= 0; every regime, also where the operator jumps.
 
     Returns:
@@ -35,7 +35,8 @@ def prox(x: Tensor, kind: int, lam: float, shape: float, step: float) -> Tensor:
         ValueError: an unknown kind; lam or step negative or not finite.
 
     Source: L0, L1 (hard, soft thresholding); Lp: Marjanovic & Solo 2012; TL1: Zhang & Xin, CMS 15(2) 2017;
-    MCP: firm thresholding, Zhang 2010; SCAD: Fan & Li 2001, with the regimes of steps above a - 1 added.
+    MCP: firm thresholding, Zhang 2010; SCAD: Fan & Li 2001, with the regimes of steps above a - 1 added;
+    LogSum: larger root of the stationarity equation, see ``slimfast.penalties.LogSum``.
     """
     check_tensor(x)
     check_number("lam", lam)
@@ -142,6 +143,37 @@ def _tl1(z: Tensor, lam: float, a: float, step: float) -> tuple[Tensor, float]:
     return torch.where(2 * s < bound, s * y, z - tau * (alpha / (alpha + s)) ** 2), threshold
 
 
+def _log_sum(z: Tensor, lam: float, eps: float, step: float) -> tuple[Tensor, float]:
+    """The larger root of (u - z)(eps + u) + weight = 0; tau = weight / eps is the continuous threshold.
+
+    Divided by y = eps + z it is U^2 + B U = R with all digits right near tau.
+    """
+    tau, low = _split(Fraction(step) * Fraction(lam) / Fraction(eps))
+    weight = step * lam
+    threshold = tau if weight <= eps * eps else _log_sum_jump(eps, weight)
+    y = eps + z
+    B, R = (eps - z) / y, eps / y * (((z - tau) - low) / y)
+    root = (B * B + 4 * R).clamp(min=0).sqrt()
+    u = torch.where(B > 0, 2 * R / (B + root), (root - B) / 2) * y
+    return torch.where(2 * u < z, u, z - weight / (eps + u)), threshold
+
+
+def _log_sum_jump(eps: float, weight: float) -> float:
+    """|x| = u + weight / (eps + u) where the objective at u is that at 0.
+
+    In units of sqrt(weight) log(1 + u/e) - u/(e+u) = u^2/2, concave from 1 - e on, so that Newton descends.
+    The start is right to rounding next to the critical e = 1, where the differences cancel.
+    """
+    unit = math.sqrt(weight)
+    e = max(eps / unit, 1e-300)
+    gap = 1 - e
+    u = gap * math.sqrt(2.25 - 2 * math.log(e))
+    for _ in range(5 if gap > 1e-6 else 0):
+        q = e + u
+        u += (math.log1p(u / e) - u / q - u * u / 2) * q * q / (u * (u - gap) * (1 + q))
+    return unit * (u + 1 / (e + u))
+
+
 _OPERATORS: dict[Kind, Callable[[Tensor, float, float, float], tuple[Tensor, float]]] = {
     Kind.NONE: _identity,
     Kind.L0: _hard,
@@ -150,6 +182,7 @@ _OPERATORS: dict[Kind, Callable[[Tensor, float, float, float], tuple[Tensor, flo
     Kind.TL1: _tl1,
     Kind.MCP: _mcp,
     Kind.SCAD: _scad,
+    Kind.LOGSUM: _log_sum,
 }
 
 define(SCHEMA, reference)

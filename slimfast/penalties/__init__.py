@@ -10,9 +10,10 @@ from slimfast.penalties._scalar import L1 as L1
 from slimfast.penalties._scalar import MCP as MCP
 from slimfast.penalties._scalar import SCAD as SCAD
 from slimfast.penalties._scalar import TL1 as TL1
+from slimfast.penalties._scalar import LogSum as LogSum
 from slimfast.penalties._scalar import Lp as Lp
 
-_KINDS: dict[str, type[Penalty]] = {kind.__name__: kind for kind in (L0, L1, Lp, TL1, MCP, SCAD)}
+_KINDS: dict[str, type[Penalty]] = {kind.__name__: kind for kind in (L0, L1, Lp, TL1, MCP, SCAD, LogSum)}
 
 
 def from_dict(fields: Mapping[str, Any]) -> Penalty:

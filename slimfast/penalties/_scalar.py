@@ -152,3 +152,29 @@ class SCAD(Elementwise):
     def shape(self) -> float:
         """a."""
         return self.a
+
+
+@dataclass(frozen=True)
+class LogSum(Elementwise):
+    """Log-sum: lam log(1 + |x| / eps), whose majorisation is reweighted L1 with weights lam / (eps + |x|).
+
+    Near 0 it pulls like L1 with lam / eps, far out like lam / |x|.
+
+    Args:
+        lam: weight, finite, >= 0.
+        eps: finite, > 0; around the size of the numbers to be kept.
+
+    Source: Candes, Wakin & Boyd, J. Fourier Anal. Appl. 14, 2008.
+    """
+
+    kind: ClassVar[Kind] = Kind.LOGSUM
+    eps: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "eps", 0)
+
+    @property
+    def shape(self) -> float:
+        """eps."""
+        return self.eps
