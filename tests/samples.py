@@ -16,6 +16,7 @@ positional; a dict at the end holds keyword-only ones. Among them must be an emp
 add odd sizes and extreme values. Lists of tensors are fine. The first three calls go through opcheck: no NaN.
 `truth` gets the same arguments with every floating-point tensor in float64 and returns what the op returns;
 what the op mutates, it mutates too. It must not use the op's own code.
+`implementations` are those that serve these calls.
 `error` is Ulps(n): units in the last place of the result; or Twice(f): at most twice the error of plain torch
 code f in the same dtype.
 """
@@ -34,6 +35,7 @@ from mpmath import mpf
 from torch import Tensor
 
 Call = Callable[[torch.dtype], tuple[Any, ...]]
+IMPLEMENTATIONS = ("reference", "registered", "triton")
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -56,6 +58,7 @@ class Op:
     error: Ulps | Twice
     dtypes: tuple[torch.dtype, ...] = FLOATS
     triton: str | None = None
+    implementations: tuple[str, ...] = IMPLEMENTATIONS
 
 
 def randn(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -169,5 +172,14 @@ OPS = [
         Twice(prox_sgd_truth.step),
         NARROW,
         triton="prox_sgd",
+    ),
+    Op(
+        "prox_sgd_",
+        prox_sgd_truth.METHODS,
+        prox_sgd_truth.step,
+        Twice(prox_sgd_truth.step),
+        NARROW,
+        triton="prox_sgd",
+        implementations=("reference",),
     ),
 ]
