@@ -314,7 +314,8 @@ def test_cutoff() -> None:
         (
             lambda: penalties.from_dict({"kind": "L2", "lam": 1.0}),
             ValueError,
-            "penalty kind: 'L2' is none of L0, L1, Lp, TL1, MCP, SCAD, LogSum",
+            "penalty kind: 'L2' is none of L0, L1, Lp, TL1, MCP, SCAD, LogSum, GroupLasso, GroupL0, "
+            "GroupMCP, GroupSCAD, SparseGroup, L1L2",
         ),
         (
             lambda: penalties.from_dict({"kind": "TL1", "lam": 1.0}),

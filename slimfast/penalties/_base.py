@@ -82,9 +82,7 @@ class Elementwise(Penalty):
     lam: float
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            check_type(field.name, getattr(self, field.name))
-            object.__setattr__(self, field.name, float(getattr(self, field.name)))
+        to_floats(self)
         check_number("lam", self.lam)
 
     @property
@@ -112,6 +110,14 @@ class Elementwise(Penalty):
 
 def _plain(value: Any) -> Any:
     return value.to_dict() if isinstance(value, Penalty) else value
+
+
+def to_floats(penalty: Penalty) -> None:
+    """Stores every number as a float; raises TypeError for what is no number."""
+    for field in fields(penalty):
+        if field.type is float:
+            check_type(field.name, getattr(penalty, field.name))
+            object.__setattr__(penalty, field.name, float(getattr(penalty, field.name)))
 
 
 def check_range(penalty: Penalty, name: str, low: float, high: float = float("inf")) -> None:
