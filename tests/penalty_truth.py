@@ -133,7 +133,7 @@ def _log_sum_jump(lam: mpf, shape: mpf, step: mpf) -> mpf:
 
     low = mpmath.sqrt(step * lam) - shape  # beyond it the stationary point is a minimum
     high = low + 1000 * mpmath.sqrt(step * lam)
-    while high - low > mpf(10) ** -40 * high:
+    while high - low > mpf(10) ** -20 * high:
         middle = (low + high) / 2
         low, high = (low, middle) if gain(middle) > 0 else (middle, high)
     return high + step * slope(high, LOGSUM, lam, shape)
