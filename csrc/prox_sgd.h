@@ -1,7 +1,11 @@
 // One step of momentum SGD with a penalty, for one number, and the tables that name a whole model's numbers.
 //
-// d = sign g + weight_decay p [+ subgradient_scale penalty'(p)];  m = momentum m + (1 - dampening) d;
+// d = sign g / grad_scale + weight_decay p [+ penalty's slope];  m = momentum m + (1 - dampening) d;
 // p = prox(p - lr (nesterov ? d + momentum m : m)).   Sutskever et al. 2013; proximal step: Parikh & Boyd 2014, 4.2.
+//
+// The slope is scale penalty'(p) for SUBGRADIENT and beta (p - prox(p)), that of the Moreau envelope, for RELAXED
+// (Bui et al. 2021). ALTERNATING (Bui et al. 2023), with t = beta lr gain: p = (p + t a) / (1 + t), then
+// a = prox((a + t p) / (1 + t)). With FREEZE_ZEROS p, m and a become 0 where p was, before all these.
 #pragma once
 
 #include "step_rules.h"
@@ -18,10 +22,20 @@ struct SgdGroup {
   int32_t flags;
 
   SLIMFAST_HD bool has(Flag flag) const { return (flags & flag) != 0; }
-  SLIMFAST_HD bool is_penalised() const { return kind != Kind::NONE && lam != 0; }
-  SLIMFAST_HD double prox_step() const { return lr * gain * penalty_scale; }
+  SLIMFAST_HD bool is_grouped() const { return form == Form::NORM || form == Form::SPARSE; }
+  SLIMFAST_HD bool is_penalised() const {
+    return kind != Kind::NONE && (lam != 0 || (form == Form::SPARSE && group_lam != 0));
+  }
+  SLIMFAST_HD double coupling() const { return beta * lr * gain; }
+
+  // The step of the method's proximal operator.
+  SLIMFAST_HD double prox_step() const {
+    if (method == Method::RELAXED) return penalty_scale / beta;
+    return lr * gain * penalty_scale / (method == Method::ALTERNATING ? 1 + coupling() : 1);
+  }
   SLIMFAST_HD bool has_prox() const { return method == Method::PROX && is_penalised() && prox_step() != 0; }
   SLIMFAST_HD bool has_subgradient() const { return method == Method::SUBGRADIENT && is_penalised() && penalty_scale != 0; }
+  SLIMFAST_HD bool has_envelope() const { return method == Method::RELAXED && is_penalised() && penalty_scale != 0; }
 };
 
 struct SgdTensor {
@@ -38,11 +52,11 @@ struct SgdTensor {
 // The arithmetic of torch.optim.SGD's loop, rounding for rounding: torch fuses `add(alpha=)` and does not fuse `mul_`.
 template <class T>
 struct SgdStep {
-  T sign, lr, momentum, keep, weight_decay;
+  T factor, lr, momentum, keep, weight_decay;
   bool decays, nesterov, first_step;
 
-  SLIMFAST_HD explicit SgdStep(const SgdGroup& h)
-      : sign(h.has(MAXIMIZE) ? T(-1) : T(1)),
+  SLIMFAST_HD explicit SgdStep(const SgdGroup& h, double inverse_grad_scale = 1)
+      : factor(static_cast<T>(h.has(MAXIMIZE) ? -inverse_grad_scale : inverse_grad_scale)),
         lr(static_cast<T>(-h.lr)),
         momentum(static_cast<T>(h.momentum)),
         keep(static_cast<T>(1 - h.dampening)),
@@ -52,7 +66,7 @@ struct SgdStep {
         first_step(h.has(FIRST_STEP)) {}
 
   SLIMFAST_HD inline T direction(T p, T g) const {
-    g = sign * g;
+    g = factor * g;
     return decays ? std::fma(p, weight_decay, g) : g;
   }
 

@@ -6,6 +6,19 @@
 
 namespace slimfast {
 
+struct Around {
+  int64_t outer, inner;
+};
+
+// A dense tensor's memory around a dimension: the product of the sizes with larger strides, and of those with smaller.
+inline Around around_dim(const Tensor& t, int64_t dim) {
+  STD_TORCH_CHECK(dim < t.dim(), "dim: ", dim, " is no dimension of a parameter that has ", t.dim());
+  Around around{1, 1};
+  for (int64_t d = 0; d < t.dim(); ++d)
+    if (d != dim) (t.size(d) != 1 && t.size(dim) != 1 && t.stride(d) > t.stride(dim) ? around.outer : around.inner) *= t.size(d);
+  return around;
+}
+
 // The tensors of one call. An odd memory layout is worked on in a contiguous copy, which `copy_back` returns.
 class SgdTensors {
  public:
@@ -23,7 +36,7 @@ class SgdTensors {
       const SgdGroup& h = groups[group[i]];
       const Tensor* momentum = h.has(HAS_MOMENTUM) ? take(momentum_buffers, buffers, "momentum_buffers") : nullptr;
       const Tensor* sparse = h.method == Method::ALTERNATING ? take(auxiliary, copies, "auxiliary") : nullptr;
-      add(params[i], grads[i], momentum, sparse, static_cast<int32_t>(group[i]));
+      add(params[i], grads[i], momentum, sparse, static_cast<int32_t>(group[i]), h);
     }
     STD_TORCH_CHECK(buffers == momentum_buffers.size(), "momentum_buffers: more than parameters with momentum");
     STD_TORCH_CHECK(copies == auxiliary.size(), "auxiliary: more than parameters with the method ALTERNATING");
@@ -34,7 +47,8 @@ class SgdTensors {
  private:
   OneOrder order_;
 
-  void add(Tensor param, Tensor grad, const Tensor* momentum, const Tensor* sparse, int32_t group) {
+  void add(Tensor param, Tensor grad, const Tensor* momentum, const Tensor* sparse, int32_t group,
+           const SgdGroup& h) {
     check_like(param, grad, "grads");
     if (momentum) check_like(param, *momentum, "momentum_buffers");
     if (sparse) check_like(param, *sparse, "auxiliary");
@@ -43,12 +57,17 @@ class SgdTensors {
     if (momentum) changed.push_back(&buffer);
     if (sparse) changed.push_back(&copy);
     order_.align(changed, grad);
+    const Around around = h.is_grouped() ? around_dim(param, h.dim) : Around{1, param.numel()};
     table.push_back({param.mutable_data_ptr(), grad.const_data_ptr(), momentum ? buffer.mutable_data_ptr() : nullptr,
-                     sparse ? copy.mutable_data_ptr() : nullptr, param.numel(), 1, param.numel(), group,
+                     sparse ? copy.mutable_data_ptr() : nullptr, param.numel(), around.outer, around.inner, group,
                      number_of(param, "params"), number_of(grad, "grads"), number_of(buffer, "momentum_buffers"),
                      number_of(copy, "auxiliary")});
   }
 };
+
+inline void check_number(int64_t value, int64_t last, const char* name) {
+  STD_TORCH_CHECK(value >= 0 && value <= last, name, ": ", value, " is none of 0 to ", last);
+}
 
 constexpr int64_t RULES = 5, COLUMNS = 10;  // per group: whole numbers in `rules`, float64 in a row of `hyper`
 
@@ -64,8 +83,11 @@ inline std::vector<SgdGroup> sgd_groups(const std::vector<int64_t>& rules, const
   groups.reserve(n);
   for (int64_t i = 0; i < n; ++i, row += COLUMNS) {
     const int64_t* rule = rules.data() + i * RULES;
-    STD_TORCH_CHECK(rule[0] >= 0 && rule[0] <= static_cast<int64_t>(Kind::LOGSUM), "kind: ", rule[0], " is none of 0 to 7");
-    STD_TORCH_CHECK(rule[1] == 0 && rule[3] <= 1, "form, method: ", rule[1], ", ", rule[3], " are not there yet");
+    check_number(rule[0], static_cast<int64_t>(Kind::LOGSUM), "kind");
+    check_number(rule[1], static_cast<int64_t>(Form::DIFFERENCE), "form");
+    STD_TORCH_CHECK(rule[1] == 0, "form: ", rule[1], " is not there yet");
+    check_number(rule[2], rule[1] == 0 ? std::numeric_limits<int32_t>::max() : 1, "dim");
+    check_number(rule[3], static_cast<int64_t>(Method::ALTERNATING), "method");
     groups.push_back({row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9],
                       static_cast<Kind>(rule[0]), static_cast<Form>(rule[1]), static_cast<int32_t>(rule[2]),
                       static_cast<Method>(rule[3]), static_cast<int32_t>(rule[4])});
