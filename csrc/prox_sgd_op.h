@@ -6,19 +6,6 @@
 
 namespace slimfast {
 
-struct Around {
-  int64_t outer, inner;
-};
-
-// A dense tensor's memory around a dimension: the product of the sizes with larger strides, and of those with smaller.
-inline Around around_dim(const Tensor& t, int64_t dim) {
-  STD_TORCH_CHECK(dim < t.dim(), "dim: ", dim, " is no dimension of a parameter that has ", t.dim());
-  Around around{1, 1};
-  for (int64_t d = 0; d < t.dim(); ++d)
-    if (d != dim) (t.size(d) != 1 && t.size(dim) != 1 && t.stride(d) > t.stride(dim) ? around.outer : around.inner) *= t.size(d);
-  return around;
-}
-
 // The tensors of one call. An odd memory layout is worked on in a contiguous copy, which `copy_back` returns.
 class SgdTensors {
  public:
@@ -47,6 +34,11 @@ class SgdTensors {
  private:
   OneOrder order_;
 
+  static Around around(const Tensor& t, int64_t dim) {
+    STD_TORCH_CHECK(dim < t.dim(), "dim: ", dim, " is no dimension of a parameter that has ", t.dim());
+    return around_dim(t.sizes().data(), t.strides().data(), t.dim(), dim);
+  }
+
   void add(Tensor param, Tensor grad, const Tensor* momentum, const Tensor* sparse, int32_t group,
            const SgdGroup& h) {
     check_like(param, grad, "grads");
@@ -57,9 +49,9 @@ class SgdTensors {
     if (momentum) changed.push_back(&buffer);
     if (sparse) changed.push_back(&copy);
     order_.align(changed, grad);
-    const Around around = h.is_grouped() ? around_dim(param, h.dim) : Around{1, param.numel()};
+    const Around place = h.is_grouped() ? around(param, h.dim) : Around{1, param.numel()};
     table.push_back({param.mutable_data_ptr(), grad.const_data_ptr(), momentum ? buffer.mutable_data_ptr() : nullptr,
-                     sparse ? copy.mutable_data_ptr() : nullptr, param.numel(), around.outer, around.inner, group,
+                     sparse ? copy.mutable_data_ptr() : nullptr, param.numel(), place.outer, place.inner, group,
                      number_of(param, "params"), number_of(grad, "grads"), number_of(buffer, "momentum_buffers"),
                      number_of(copy, "auxiliary")});
   }

@@ -1,7 +1,7 @@
 // The host side of ProxSGD's step: reads every .grad in C++ and calls the op's own kernel, without lists and dispatcher.
 //
-// A plan serves the ordinary case: dense CPU tensors whose gradient and momentum buffer have the parameter's dtype,
-// shape and strides. On anything else, and when the optimizer's lists or states are no longer those that it knows,
+// A plan serves the ordinary case: dense CPU tensors whose gradient, momentum buffer and auxiliary variable have the
+// parameter's dtype, shape and strides. On anything else, and when the optimizer's lists or states are no longer those that it knows,
 // `step` changes nothing and returns False: the caller takes the op.
 #include <pybind11/pybind11.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -30,6 +30,8 @@ constexpr int64_t MAX_DIM = 8;
 struct Layout {
   int64_t dim, sizes[MAX_DIM], strides[MAX_DIM];
   int32_t dtype;
+
+  Around around(int64_t which) const { return around_dim(sizes, strides, dim, which); }
 };
 
 // What torch's C functions tell about a tensor. They fail only for tensors without memory, which `matches` refuses.
@@ -96,20 +98,39 @@ class PyTensor {
   void** slot_;  // where the object keeps its TensorImpl
 };
 
+// A tensor that a parameter's state may hold under a name.
+class Slot {
+ public:
+  Slot(const py::handle& state, const py::str& key) : key_(key) {
+    if (!state.is_none() && state.contains(key) && !state[key].is_none()) tensor_.emplace(state[key]);
+  }
+
+  explicit operator bool() const { return tensor_.has_value(); }
+  Handle handle() const { return tensor_->handle(); }
+
+  bool is_stale(PyObject* state) const {
+    PyObject* now = PyDict_GetItemWithError(state, key_.ptr());
+    return tensor_ ? now == nullptr || !tensor_->is(now) : now != nullptr && now != Py_None;
+  }
+
+ private:
+  py::str key_;
+  std::optional<PyTensor> tensor_;
+};
+
 struct Entry {
   PyTensor param;
-  std::optional<PyTensor> momentum;
   py::object state;  // the parameter's dict in optimizer.state, or None
+  Slot momentum, auxiliary;
   Layout layout;
   Number number;
   int64_t numel;
 
   // A dict that only this plan holds was replaced in optimizer.state.
-  bool is_stale(PyObject* momentum_key) const {
-    if (state.is_none()) return momentum.has_value();
+  bool is_stale(bool has_auxiliary) const {
+    if (state.is_none()) return false;
     if (Py_REFCNT(state.ptr()) == 1) return true;
-    PyObject* now = PyDict_GetItemWithError(state.ptr(), momentum_key);
-    return momentum ? now == nullptr || !momentum->is(now) : now != nullptr && now != Py_None;
+    return momentum.is_stale(state.ptr()) || (has_auxiliary && auxiliary.is_stale(state.ptr()));
   }
 };
 
@@ -139,8 +160,7 @@ int64_t dense_numel(const Layout& layout) {
 class StepPlan {
  public:
   // params: for each group its list of parameters; states: in the same order, each parameter's state dict or None.
-  StepPlan(py::list params, py::list states)
-      : momentum_key_(py::reinterpret_steal<py::str>(PyUnicode_InternFromString("momentum_buffer"))) {
+  StepPlan(py::list params, py::list states) : momentum_key_(interned("momentum_buffer")), auxiliary_key_(interned("auxiliary")) {
     increment_version_ = py::module_::import("torch._C").attr("_increment_version");
     for (size_t group = 0; group < params.size(); ++group) {
       auto list = params[group].cast<py::list>();
@@ -155,9 +175,11 @@ class StepPlan {
     }
   }
 
-  // rows: for each group its Row, a pair of the tuples Rule and Hyper.
-  bool step(py::list params, py::list rows) {
+  // rows: for each group its Row, a pair of the tuples Rule and Hyper. Scaler: tensors of one number, or None.
+  bool step(py::list params, py::list rows, py::handle grad_scale, py::handle found_inf) {
     if (params.size() != groups_.size()) return false;
+    Scaler scaler{};
+    if (!read_number(grad_scale, scaler.grad_scale) || !read_number(found_inf, scaler.found_inf)) return false;
     hyper_.clear();
     table_.clear();
     changed_.clear();
@@ -165,7 +187,6 @@ class StepPlan {
       hyper_.push_back(parse(rows[group]));
       if (!gather(group, params[group].ptr())) return false;
     }
-    const Scaler scaler{};
     slimfast_prox_sgd_cpu(table_.data(), static_cast<int64_t>(table_.size()), hyper_.data(),
                           static_cast<int64_t>(hyper_.size()), &scaler);
     increment_version();
@@ -173,7 +194,7 @@ class StepPlan {
   }
 
  private:
-  py::str momentum_key_;
+  py::str momentum_key_, auxiliary_key_;
   py::object increment_version_;
   py::list all_params_;
   std::vector<py::list> lists_;
@@ -182,17 +203,26 @@ class StepPlan {
   std::vector<SgdTensor> table_;
   std::vector<const Entry*> changed_;
 
-  static Entry entry(py::handle param, py::handle state) {
+  static py::str interned(const char* name) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name)); }
+
+  // Where a tensor keeps its one float32; null for None.
+  static bool read_number(py::handle tensor, const float*& number) {
+    if (tensor.is_none()) return true;
+    const PyTensor one(tensor);
+    const auto layout = one.handle().layout();
+    if (!layout || number_of(layout->dtype) != Number::F32 || dense_numel(*layout) != 1) return false;
+    number = static_cast<const float*>(one.handle().data(*layout));
+    return number != nullptr;
+  }
+
+  Entry entry(py::handle param, py::handle state) const {
     PyTensor tensor(param);
     const auto layout = tensor.handle().layout();
     const auto number = layout ? number_of(layout->dtype) : std::nullopt;
     if (!number || dense_numel(*layout) < 0) throw py::type_error("a parameter is not dense, on the CPU and floating-point");
     if (!state.is_none() && !PyDict_Check(state.ptr())) throw py::type_error("a parameter's state is no dict");
-    std::optional<PyTensor> momentum;
-    if (!state.is_none() && state.contains("momentum_buffer") && !state["momentum_buffer"].is_none())
-      momentum.emplace(state["momentum_buffer"]);
-    return {std::move(tensor), std::move(momentum), py::reinterpret_borrow<py::object>(state), *layout, *number,
-            dense_numel(*layout)};
+    return {std::move(tensor), py::reinterpret_borrow<py::object>(state), Slot(state, momentum_key_),
+            Slot(state, auxiliary_key_), *layout, *number, dense_numel(*layout)};
   }
 
   static SgdGroup parse(py::handle row) {
@@ -217,18 +247,22 @@ class StepPlan {
   bool gather(size_t group, PyObject* list) {
     const auto& entries = groups_[group];
     if (list != lists_[group].ptr() || PyList_GET_SIZE(list) != static_cast<Py_ssize_t>(entries.size())) return false;
-    const bool has_momentum = hyper_[group].has(HAS_MOMENTUM);
+    const SgdGroup& h = hyper_[group];
+    const bool has_momentum = h.has(HAS_MOMENTUM), has_auxiliary = h.method == Method::ALTERNATING;
     for (size_t i = 0; i < entries.size(); ++i) {
       const Entry& entry = entries[i];
-      if (!entry.param.is(PyList_GET_ITEM(list, i)) || entry.is_stale(momentum_key_.ptr())) return false;
+      if (!entry.param.is(PyList_GET_ITEM(list, i)) || entry.is_stale(has_auxiliary)) return false;
       const Handle grad = entry.param.grad();
       if (!grad.is_defined() || entry.numel == 0) continue;
-      if (has_momentum && !entry.momentum) return false;
-      SgdTensor row{entry.param.handle().data(entry.layout), grad.data(entry.layout),
-                    has_momentum ? entry.momentum->handle().data(entry.layout) : nullptr, nullptr,
-                    entry.numel, 1, entry.numel, static_cast<int32_t>(group),
-                    entry.number, entry.number, entry.number, entry.number};
-      if (!row.param || !row.grad || (has_momentum && !row.momentum)) return false;
+      if ((has_momentum && !entry.momentum) || (has_auxiliary && !entry.auxiliary)) return false;
+      if (h.is_grouped() && h.dim >= entry.layout.dim) return false;
+      const Around around = h.is_grouped() ? entry.layout.around(h.dim) : Around{1, entry.numel};
+      const SgdTensor row{entry.param.handle().data(entry.layout), grad.data(entry.layout),
+                          has_momentum ? entry.momentum.handle().data(entry.layout) : nullptr,
+                          has_auxiliary ? entry.auxiliary.handle().data(entry.layout) : nullptr,
+                          entry.numel, around.outer, around.inner, static_cast<int32_t>(group),
+                          entry.number, entry.number, entry.number, entry.number};
+      if (!row.param || !row.grad || (has_momentum && !row.momentum) || (has_auxiliary && !row.auxiliary)) return false;
       table_.push_back(row);
       changed_.push_back(&entry);
     }
@@ -242,5 +276,6 @@ class StepPlan {
 PYBIND11_MODULE(_plan, m) {
   py::class_<slimfast::StepPlan>(m, "StepPlan")
       .def(py::init<py::list, py::list>(), py::arg("params"), py::arg("states"))
-      .def("step", &slimfast::StepPlan::step, py::arg("params"), py::arg("rows"));
+      .def("step", &slimfast::StepPlan::step, py::arg("params"), py::arg("rows"), py::arg("grad_scale") = py::none(),
+           py::arg("found_inf") = py::none());
 }

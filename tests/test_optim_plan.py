@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from slimfast import models
+from slimfast.ops._kinds import Flag, Form, Kind, Method
+from slimfast.ops.prox_sgd import Hyper, StepRule, prox_sgd_
 from slimfast.optim import ProxSGD, _plan, param_groups
 from slimfast.penalties import L1, TL1, Penalty
 
@@ -229,3 +231,89 @@ def test_a_compiled_step_equals_an_eager_one() -> None:
             optimizer.step = torch.compile(optimizer.step, backend="aot_eager", fullgraph=True)  # type: ignore[method-assign]
         results.append(steps(optimizer, 3, seed=1))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+class Bare:
+    """A plan and what it works on, without an optimizer: one group, every parameter with the whole state."""
+
+    def __init__(self, rule: StepRule, hyper: Hyper, shapes: tuple[tuple[int, ...], ...]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.row = (rule, hyper)
+        self.params = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        for p in self.params:
+            p.data.view(-1)[::3] = 0
+            p.grad = torch.randn(p.shape, generator=generator)
+        self.states: list[dict[str, Tensor]] = [
+            {
+                "momentum_buffer": torch.randn(p.shape, generator=generator),
+                "auxiliary": torch.randn(p.shape, generator=generator),
+            }
+            for p in self.params
+        ]
+
+    def plan(self) -> Any:
+        return _plan._compiled().StepPlan([self.params], [self.states])
+
+    def step(self, plan: Any, **scaler: Tensor) -> bool:
+        served: bool = plan.step([self.params], [self.row], **scaler)
+        return served
+
+    def step_by_op(self, **scaler: Tensor) -> None:
+        rule, hyper = self.row
+        needs = (
+            (rule.flags & Flag.HAS_MOMENTUM, "momentum_buffer"),
+            (rule.method == Method.ALTERNATING, "auxiliary"),
+        )
+        buffers, auxiliary = ([state[key] for state in self.states] if need else [] for need, key in needs)
+        table = torch.tensor([hyper], dtype=torch.float64)
+        grads = [p.grad for p in self.params if p.grad is not None]
+        prox_sgd_(self.params, grads, buffers, auxiliary, [0] * len(grads), list(rule), table, **scaler)
+
+    def everything(self) -> list[Any]:
+        return [[p.detach() for p in self.params], self.states]
+
+
+SHAPES = ((5,), (3, 4, 3, 3), (1030,), (0, 3), (2, 7))
+HYPER = Hyper(0.1, 0.9, 0.0, 0.01, 0.2, 0.5, 0.05, 1.0, 10.0, 2.0)
+FROZEN = Flag.HAS_MOMENTUM | Flag.FREEZE_ZEROS
+
+
+@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize("flags", [Flag(0), FROZEN])
+@pytest.mark.parametrize("scale", [None, 2.0])
+def test_methods_agree_bit_for_bit_with_the_op(method: Method, flags: Flag, scale: float | None) -> None:
+    rule = StepRule(Kind.TL1, Form.ELEMENTWISE, 0, method, flags)
+    scaler = {} if scale is None else {"grad_scale": torch.tensor(scale), "found_inf": torch.tensor([0.0])}
+    planned, plain = (Bare(rule, HYPER, SHAPES) for _ in range(2))
+    plan = planned.plan()
+    for _ in range(3):
+        assert planned.step(plan, **scaler)
+        plain.step_by_op(**scaler)
+    torch.testing.assert_close(planned.everything(), plain.everything(), rtol=0, atol=0)
+
+
+def test_infinite_gradients_change_nothing() -> None:
+    rule = StepRule(Kind.L1, Form.ELEMENTWISE, 0, Method.ALTERNATING, FROZEN)
+    bare, untouched = (Bare(rule, HYPER, SHAPES) for _ in range(2))
+    plan = bare.plan()
+    assert bare.step(plan, grad_scale=torch.tensor(2.0), found_inf=torch.tensor(1.0))
+    torch.testing.assert_close(bare.everything(), untouched.everything(), rtol=0, atol=0)
+    for odd in (torch.tensor(2), torch.ones(2), torch.tensor(2.0, dtype=torch.float64)):
+        assert not bare.step(plan, grad_scale=odd)
+    assert bare.step(plan, found_inf=torch.zeros(1))
+
+
+def test_notices_another_auxiliary_variable() -> None:
+    """Only where the method has one."""
+    for method in (Method.PROX, Method.ALTERNATING):
+        rule = StepRule(Kind.L1, Form.ELEMENTWISE, 0, method, Flag.HAS_MOMENTUM)
+        for change in ("replaced", "gone", "None", "of another dtype"):
+            bare = Bare(rule, HYPER, SHAPES)
+            plan = bare.plan()
+            assert bare.step(plan)
+            state = bare.states[0]
+            kept = state.pop("auxiliary")
+            if change != "gone":
+                state["auxiliary"] = {"replaced": kept.clone(), "of another dtype": kept.double()}.get(change)  # type: ignore[assignment]
+            assert bare.step(plan) is (method == Method.PROX)
+            assert bare.step(bare.plan()) is (method == Method.PROX or change == "replaced")
