@@ -44,6 +44,7 @@ MISTAKES = [
     ("penalty.kind=TL2", r"penalty: .*TL1"),
     ("penalty.lam=-1.0", r"penalty: .*lam.*-1"),
     ("penalty.q=3", r"penalty: .*q"),
+    ('penalty={kind="GroupLasso",lam=1e-4}', r"penalty: .*GroupLasso needs groups"),
     ("prune={ratio=0.5, threshold=0.1}", r"prune: give ratio or threshold, not both"),
     ("device=tpu", r'device = "tpu": accepted: auto, cpu'),
     ("deploy=3", r"deploy = 3: accepted: a section of that name$"),

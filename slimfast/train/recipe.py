@@ -174,9 +174,11 @@ class Recipe(_Section):
     @classmethod
     def _is_a_penalty(cls, value: dict[str, str | float] | None) -> dict[str, str | float] | None:
         try:
-            _ = value is None or penalties.from_dict(value)
+            penalty = None if value is None else penalties.from_dict(value)
         except TypeError as error:
             raise ValueError(str(error)) from None
+        if not isinstance(penalty, penalties.Elementwise | penalties.L1L2 | None):
+            raise ValueError(f"{type(penalty).__name__} needs groups of numbers; a BN scale is a single one")
         return value
 
     def build_penalty(self) -> penalties.Penalty | None:
