@@ -1,6 +1,7 @@
 """Every op is ``torch.ops.slimfast.<op>``; here are the typed functions with the docstrings."""
 
 from slimfast.ops.conv import conv as conv
+from slimfast.ops.group_prox import group_prox as group_prox
 from slimfast.ops.penalty_grad import penalty_grad as penalty_grad
 from slimfast.ops.penalty_value import penalty_value as penalty_value
 from slimfast.ops.prox import prox as prox
