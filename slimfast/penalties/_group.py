@@ -338,7 +338,4 @@ def _directions(rows: Tensor) -> Tensor:
 
 
 def _prox(rule: Rule, dim: int, x: Tensor, step: float) -> Tensor:
-    out: Tensor = torch.ops.slimfast.group_prox(
-        x, rule.form, dim, rule.kind, rule.lam, rule.shape, rule.group_lam, step
-    )
-    return out
+    return ops.group_prox(x, rule.form, dim, rule.kind, rule.lam, rule.shape, rule.group_lam, step)
