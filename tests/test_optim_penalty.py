@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from slimfast.optim import ProxSGD
-from slimfast.penalties import L0, L1, MCP, TL1, Lp, Penalty
+from slimfast.penalties import L0, L1, MCP, TL1, GroupLasso, Lp, Penalty
 
 MOMENTA: list[dict[str, Any]] = [
     {},
@@ -184,11 +184,24 @@ def test_infinite_and_nan_gradients_go_where_sgd_puts_them() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"method": "splitting"}, ValueError, "method: 'splitting' is none of 'prox', 'subgradient'"),
+        ({"method": "admm"}, ValueError, "method: 'admm' is none of 'prox', 'subgradient', 'splitting'"),
+        ({"splitting": "admm"}, ValueError, "splitting: 'admm' is none of 'relaxed', 'alternating'"),
+        ({"beta": 0.0}, ValueError, "beta: 0.0 is not a finite number > 0"),
+        ({"beta": float("nan")}, ValueError, "beta: nan is not a finite number > 0"),
+        (
+            {"momentum_dtype": torch.float16},
+            ValueError,
+            "momentum_dtype: torch.float16 is neither None nor torch.float32",
+        ),
         ({"prox_scale": "lr"}, ValueError, "prox_scale: 'lr' is none of 'matched', 'step'"),
         ({"penalty": 1e-4}, TypeError, "penalty: 0.0001 is neither None nor one of slimfast.penalties"),
         ({"penalty": L1(0.1), "momentum": 1.0}, ValueError, "momentum: 1.0 is not below 1, which prox_scale"),
         ({"penalty": L0(0.1), "method": "subgradient"}, ValueError, "'subgradient' has no effect with L0"),
+        (
+            {"penalty": GroupLasso(0.1)},
+            ValueError,
+            r"penalty: GroupLasso needs two dimensions or more; a parameter has shape \(\)",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(

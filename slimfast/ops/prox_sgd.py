@@ -187,9 +187,9 @@ def prox_sgd_(
         p = (p + t a) / (1 + t), t = beta * lr * gain                               [for ALTERNATING]
         a = prox_{lr * gain * penalty_scale / (1 + t)}((a + t p) / (1 + t))         [for ALTERNATING]
 
-    RELAXED splits only the numbers of SPARSE groups: prox is that of the scalar penalty, and the norm's part of
-    penalty'(p) is added as for SUBGRADIENT. bfloat16 and float16 are computed in float32 and rounded once. Not
-    differentiable.
+    RELAXED splits only the numbers of SPARSE groups: prox is that of the scalar penalty, and the norm's part
+    of penalty'(p) is added as for SUBGRADIENT. bfloat16 and float16 are computed in float32 and rounded
+    once. Not differentiable.
 
     Args:
         params: changed in place; any shapes, float32, float64, bfloat16 or float16, on one device. NORM and

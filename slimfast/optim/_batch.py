@@ -1,6 +1,6 @@
-"""From parameter groups to the lists that the op takes."""
+"""From parameter groups to the lists and tables that the op takes."""
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from slimfast.ops._kinds import Flag, Form, Kind, Method
 from slimfast.ops.prox_sgd import Hyper, StepRule, prox_sgd_
+from slimfast.optim._keys import gain, method_of, state_dtype
 from slimfast.penalties import Penalty
 from slimfast.penalties._base import Rule
 
@@ -22,91 +23,122 @@ class Row(NamedTuple):
     hyper: Hyper
 
     @classmethod
-    def of(cls, group: dict[str, Any]) -> "Row":
-        """Reads a parameter group; a tensor lr is read once, here."""
+    def of(cls, group: Mapping[str, Any], skip: Collection[str] = ()) -> "Row":
+        """Reads a parameter group; lr and weight decay, which may be tensors, are 0 if in skip."""
         penalty: Penalty | None = group["penalty"]
         rule = _NO_PENALTY if penalty is None else penalty.rule
+        method, momentum = method_of(group), group["momentum"]
         flags = Flag.NESTEROV * bool(group["nesterov"]) | Flag.MAXIMIZE * bool(group["maximize"])
-        flags |= Flag.HAS_MOMENTUM * (group["momentum"] != 0)
-        method = Method.PROX if group["method"] == "prox" else Method.SUBGRADIENT
+        flags |= Flag.FREEZE_ZEROS * bool(group["freeze_zeros"]) | Flag.HAS_MOMENTUM * (momentum != 0)
+        uses_gain = penalty is not None and method in (Method.PROX, Method.ALTERNATING)
         return cls(
             StepRule(int(rule.kind), int(rule.form), rule.dim, int(method), int(flags)),
             Hyper(
-                lr=float(group["lr"]),
-                momentum=float(group["momentum"]),
+                lr=0.0 if "lr" in skip else float(group["lr"]),
+                momentum=float(momentum),
                 dampening=float(group["dampening"]),
-                weight_decay=float(group["weight_decay"]),
+                weight_decay=0.0 if "weight_decay" in skip else float(group["weight_decay"]),
                 lam=rule.lam,
                 shape=rule.shape,
                 group_lam=rule.group_lam,
                 penalty_scale=float(group["penalty_scale"]),
-                gain=gain(group) if penalty is not None and method == Method.PROX else 0.0,
-                beta=0.0,
+                gain=gain(group) if uses_gain else 0.0,
+                beta=float(group["beta"]),
             ),
         )
 
     def at_first_step(self) -> "Row":
-        """The same where the momentum buffers are new."""
+        """The same where the momentum buffers are new and dampening must not act on the first gradient."""
         return self._replace(rule=self.rule._replace(flags=self.rule.flags | Flag.FIRST_STEP))
-
-
-def gain(group: dict[str, Any]) -> float:
-    """The proximal threshold over lr; "matched": how far momentum carries a constant gradient."""
-    if group["prox_scale"] == "step":
-        return 1.0
-    return float((1 - group["dampening"]) / (1 - group["momentum"])) if group["momentum"] else 1.0
 
 
 @dataclass
 class Batch:
-    """The tensors of one call of the op: all that have a gradient and live on one device."""
+    """The tensors of one call of the op: all that have a gradient and live on one device.
 
+    ``rows`` are those of all groups, in order. In the op's tables they are followed by those of groups some
+    of whose tensors take a dampened first step; ``first`` says where.
+    """
+
+    rows: Sequence[Row]
     params: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
     buffers: list[Tensor] = field(default_factory=list)
+    auxiliary: list[Tensor] = field(default_factory=list)
     group: list[int] = field(default_factory=list)
-    rows: dict[Row, int] = field(default_factory=dict)
-    created: dict[Tensor, Tensor] = field(default_factory=dict)
+    first: dict[int, int] = field(default_factory=dict)
+    created: list[tuple[Tensor, str, Tensor]] = field(default_factory=list)
 
-    def add(self, p: Tensor, grad: Tensor, row: Row, buffer: Tensor | None) -> None:
+    def add(self, p: Tensor, grad: Tensor, i: int, dtype: torch.dtype, state: Mapping[str, Any]) -> None:
+        """A parameter of group i with its gradient and state; dtype is that of a new state."""
+        row = self.rows[i]
         if row.rule.flags & Flag.HAS_MOMENTUM:
-            if buffer is None:
-                buffer, row = torch.zeros_like(p), row.at_first_step()
-                self.created[p] = buffer
-            self.buffers.append(real(buffer))
-        self.params.append(real(p))
-        self.grads.append(real(grad))
-        self.group.append(self.rows.setdefault(row, len(self.rows)))
+            buffer = state.get("momentum_buffer")
+            if buffer is None:  # zeros make the first step right by themselves unless it is dampened
+                buffer = self._create(p, "momentum_buffer", torch.zeros_like(p, dtype=dtype))
+                if row.hyper.dampening != 0:
+                    i = self.first.setdefault(i, len(self.rows) + len(self.first))
+            self.buffers.append(local(buffer))
+        if row.rule.method == Method.ALTERNATING:
+            auxiliary = state.get("auxiliary")
+            if auxiliary is None:
+                auxiliary = self._create(p, "auxiliary", p.detach().to(dtype, copy=True))
+            self.auxiliary.append(local(auxiliary))
+        self.params.append(local(p))
+        self.grads.append(local(grad))
+        self.group.append(i)
 
-    def run(self, state: MutableMapping[Tensor, dict[str, Any]]) -> None:
-        rules = [number for row in self.rows for number in row.rule]
-        hyper = torch.tensor([row.hyper for row in self.rows], dtype=torch.float64)
-        prox_sgd_(self.params, self.grads, self.buffers, [], self.group, rules, hyper)
-        for p, buffer in self.created.items():  # only now: after an error, zeros would pass for momentum
-            state[p]["momentum_buffer"] = buffer
+    def _create(self, p: Tensor, key: str, value: Tensor) -> Tensor:
+        self.created.append((p, key, value))
+        return value
+
+    def all_rows(self) -> list[Row]:
+        """Those of the op's tables."""
+        return [*self.rows, *(self.rows[i].at_first_step() for i in self.first)]
+
+    def run(
+        self,
+        state: MutableMapping[Tensor, dict[str, Any]],
+        hyper: Tensor,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """Takes the step; hyper has the numbers of ``all_rows``."""
+        rules = [number for row in self.all_rows() for number in row.rule]
+        device = self.params[0].device
+        scaler = (None if x is None else x.to(device, non_blocking=True) for x in (grad_scale, found_inf))
+        prox_sgd_(self.params, self.grads, self.buffers, self.auxiliary, self.group, rules, hyper, *scaler)
+        for p, key, value in self.created:  # only now: after an error, zeros would pass for momentum
+            state[p][key] = value
 
 
 def batches(
-    param_groups: Sequence[dict[str, Any]],
+    param_groups: Sequence[Mapping[str, Any]],
     rows: Sequence[Row],
     state: Mapping[Tensor, dict[str, Any]],
-) -> Iterable[Batch]:
+) -> Mapping[torch.device, Batch]:
     """One batch per device.
 
     Raises:
-        RuntimeError: a gradient is sparse; nothing is changed then.
+        RuntimeError: a gradient is sparse; a vector is spread over devices. Nothing is changed then.
     """
     by_device: dict[torch.device, Batch] = {}
-    for group, row in zip(param_groups, rows, strict=True):
-        for p in group["params"]:
-            if p.grad is None:
-                continue
+    for i, (group, row) in enumerate(zip(param_groups, rows, strict=True)):
+        params = [p for p in group["params"] if p.grad is not None]
+        for p in params:
             if p.grad.layout != torch.strided:
                 shape = tuple(p.shape)
                 raise RuntimeError(f"ProxSGD does not support sparse gradients; a parameter {shape} has one")
-            buffer = state.get(p, {}).get("momentum_buffer")
-            by_device.setdefault(p.device, Batch()).add(p, p.grad, row, buffer)
-    return by_device.values()
+            batch = by_device.setdefault(p.device, Batch(rows))
+            batch.add(p, p.grad, i, state_dtype(p, group), state.get(p, {}))
+        if (row.rule.form, row.rule.dim) == (Form.DIFFERENCE, 1) and len({p.device for p in params}) > 1:
+            raise RuntimeError(f"penalty: {group['penalty']} needs all parameters of its group on one device")
+    return by_device
+
+
+def local(x: Tensor) -> Tensor:
+    """What the op takes for a parameter, a gradient or a state."""
+    return real(x)
 
 
 def real(x: Tensor) -> Tensor:

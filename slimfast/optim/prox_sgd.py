@@ -6,34 +6,61 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from slimfast.ops._kinds import Kind
-from slimfast.optim import _plan
-from slimfast.optim._batch import Row, batches, real
-from slimfast.penalties import Penalty, from_dict
-
-_METHODS = ("prox", "subgradient")
-_PROX_SCALES = ("matched", "step")
-_OWN_KEYS = ("penalty", "penalty_scale", "method", "prox_scale")
+from slimfast.ops._kinds import Method
+from slimfast.optim import _keys, _plan, _tables
+from slimfast.optim._batch import Row, batches
+from slimfast.optim._state import restore_dtypes
+from slimfast.optim._vectors import penalty_of, write_prox
+from slimfast.penalties import Penalty
 
 
 class ProxSGD(torch.optim.SGD):
     """``torch.optim.SGD`` on f + penalty. Without a penalty it is ``torch.optim.SGD``.
 
-    One step, for every parameter p with gradient g of f::
+    One step for every parameter p with gradient g of f, where prox_s(x) = argmin_u 0.5 ||u - x||^2 +
+    s * penalty(u) and threshold = lr (1 - dampening) / (1 - momentum)::
 
-        d = g (-g if maximize) + weight_decay * p [+ penalty'(p) for method="subgradient"]
+        d = g (-g if maximize) + weight_decay * p
+        d = d + penalty'(p)                                                     [subgradient]
+        d = d + beta * (p - prox_{1 / beta}(p))                                 [relaxed splitting]
         m = d at the first step, else momentum * m + (1 - dampening) * d
         p = p - lr * (d + momentum * m if nesterov else m)
-        p = argmin_u 0.5 (u - p)^2 + threshold * penalty(u)         [for method="prox"]
+        p = prox_threshold(p)                                                   [prox]
+        p = (p + t a) / (1 + t), where t = beta * threshold                     [alternating splitting]
+        a = prox_{threshold / (1 + t)}((a + t p) / (1 + t))                     [alternating splitting]
 
-    With ``prox_scale="matched"`` the threshold is lr (1 - dampening) / (1 - momentum), which is how far
-    momentum carries a constant gradient: both methods then have the minimisers of f + penalty, whatever the
-    momentum. With ``"step"`` it is lr, as in papers without momentum. Either way lr = 0 changes no parameter.
+    The threshold is how far momentum carries a constant gradient, so that every method minimises
+    f + penalty whatever the momentum; with ``prox_scale="step"`` it is lr, as in papers without momentum.
+    Either way lr = 0 changes no parameter. The methods:
 
-    Parameter groups have four keys beyond SGD's: ``penalty``, ``penalty_scale`` (a factor on the penalty for
-    schedules, 1.0), ``method`` and ``prox_scale``. A group's own value wins over the constructor's; None is a
-    value. Real and imaginary parts of complex parameters are penalised separately. ProxSGD and SGD load each
-    other's ``state_dict``; one without the keys above leaves them as they are.
+    * "prox": the weights themselves become exactly zero. The default, and what pruning likes best.
+    * "subgradient": the papers' slimming; weights come near zero, and never to it.
+    * "splitting": a second, sparse variable is coupled to the weights, which stay dense, by
+      beta / 2 ||p - a||^2. The larger beta, the nearer to the minimisers of f + penalty: let it grow during
+      training. ``apply_prox_`` then writes the sparse variable into the weights. "relaxed" takes no memory,
+      for it is always prox_{1 / beta}(p); lr * beta must stay below 1 or so. (Of sparse groups only the
+      numbers are split; the norm acts as with "subgradient".) "alternating", proximal slimming, keeps it as
+      the state "auxiliary", which starts as a copy of the weights.
+
+    Penalties on groups of numbers need parameters of two dimensions or more. One with network scope takes
+    all parameters of its group that have a gradient as one vector; those that take a dampened first step
+    are a vector of their own. Real and imaginary parts of complex parameters are penalised separately.
+
+    bfloat16 and float16 are computed in float32 and rounded once per step. What moves a weight by less than
+    half a unit in its last place does not move it: a bfloat16 weight of 0.5 stays where it is if
+    threshold * lam is 1e-5. ``warn_if_unreachable`` sees that.
+
+    Parameter groups have keys beyond SGD's: ``penalty``, ``penalty_scale`` (a factor on the penalty for
+    schedules, 1.0), ``method``, ``splitting``, ``beta``, ``prox_scale``, ``freeze_zeros``,
+    ``momentum_dtype``. A group's own value wins over the constructor's; None is a value. ProxSGD and SGD load
+    each other's ``state_dict``; one without the keys above leaves them as they are.
+
+    ``torch.amp.GradScaler`` leaves unscaling and skipping to the step, which leaves ``.grad`` scaled.
+
+    With ``capturable=True`` a step can be captured in a CUDA graph, after at least one that was not. lr,
+    momentum, dampening, weight_decay, the penalty's numbers, penalty_scale, prox_scale and beta may then
+    change between replays: call ``refresh_hyperparameters`` after a change. A tensor lr is read by the graph
+    itself; fill it. All else is part of the graph, the state too: load it before the capture.
 
     Args:
         params: parameters, named ones or groups, as for any torch optimizer; see ``slimfast.param_groups``.
@@ -47,16 +74,23 @@ class ProxSGD(torch.optim.SGD):
         differentiable: must be False.
         fused: accepted as by SGD; likewise.
         penalty: for the groups that bring none, e.g. ``slimfast.penalties.L1(1e-4)``.
-        method: "prox" gives exact zeros; "subgradient" is the papers' slimming, which gives none.
+        method: "prox", "subgradient" or "splitting", see above.
         prox_scale: "matched" or "step", see above.
+        splitting: "relaxed" or "alternating", see above; of no effect with another method.
+        beta: weight of the splitting's coupling, finite, > 0.
+        freeze_zeros: what is zero stays zero, whatever its gradient: for fine-tuning.
+        momentum_dtype: torch.float32 keeps the state of bfloat16 and float16 parameters in float32; None: in
+            their own dtype.
+        capturable: whether steps may be captured in a CUDA graph, see above; not part of the state.
 
     Raises:
         ValueError: a value out of the ranges above.
         TypeError: a penalty that is none.
-        RuntimeError: in ``step``, for a sparse gradient.
+        RuntimeError: in ``step``, for a sparse gradient and for captures that could not be replayed.
 
     Source: Parikh and Boyd, Proximal Algorithms, 2014, section 4.2; Liu et al., Network slimming, ICCV 2017;
-    Bui et al., IEEE Access 9, 2021.
+    Bui et al., IEEE Access 9, 2021; relaxed splitting: Bui et al., Front. Appl. Math. Stat. 6, 2021; proximal
+    slimming: Bui et al., LOD 2023.
     """
 
     def __init__(
@@ -73,19 +107,30 @@ class ProxSGD(torch.optim.SGD):
         differentiable: bool = False,
         fused: bool | None = None,
         penalty: Penalty | None = None,
-        method: Literal["prox", "subgradient"] = "prox",
+        method: Literal["prox", "subgradient", "splitting"] = "prox",
         prox_scale: Literal["matched", "step"] = "matched",
+        splitting: Literal["relaxed", "alternating"] = "relaxed",
+        beta: float = 1.0,
+        freeze_zeros: bool = False,
+        momentum_dtype: torch.dtype | None = None,
+        capturable: bool = False,
     ) -> None:
         if differentiable and not fused:
             raise ValueError(
                 "differentiable: only False is supported; torch.optim.SGD has the differentiable step"
             )
         self._plan: Any = None
+        self._kept_tables = _tables.Kept()
+        self.capturable = capturable
         self._own_defaults = {
             "penalty": penalty,
             "penalty_scale": 1.0,
             "method": method,
             "prox_scale": prox_scale,
+            "splitting": splitting,
+            "beta": beta,
+            "freeze_zeros": freeze_zeros,
+            "momentum_dtype": momentum_dtype,
         }
         super().__init__(
             params,
@@ -100,23 +145,29 @@ class ProxSGD(torch.optim.SGD):
             fused=fused,
         )
         self.defaults.update(self.__dict__.pop("_own_defaults"))
-        self._step_supports_amp_scaling = False  # GradScaler then unscales and skips by itself
+        self._step_supports_amp_scaling = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as for any torch optimizer; ``penalty`` may also be a dict from ``Penalty.to_dict``.
 
         Raises:
-            ValueError: an unknown method or prox_scale, a negative penalty_scale, what cannot work together.
+            ValueError: a value out of range, values that cannot work together, a penalty that does not fit
+                the parameters.
             TypeError: a penalty that is none.
         """
         self._plan = None
         if isinstance(param_group, dict):
             defaults = self.__dict__.get("_own_defaults", self.defaults)
-            for key in _OWN_KEYS:
+            for key in _keys.DEFAULTS:
                 param_group.setdefault(key, defaults[key])
-            param_group["penalty"] = _as_penalty(param_group["penalty"])
-            _check_group({**self.defaults, **param_group})
+            param_group["penalty"] = _keys.as_penalty(param_group["penalty"])
+            _keys.check_values({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        try:
+            _keys.check_shapes(param_group["penalty"], param_group["params"])
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -126,20 +177,27 @@ class ProxSGD(torch.optim.SGD):
             closure: reevaluates the model and returns the loss, which is handed back.
 
         Raises:
-            RuntimeError: a gradient is sparse.
+            RuntimeError: a gradient is sparse; a capture that could not be replayed.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        rows = [Row.of(group) for group in self.param_groups]
-        if not self._step_by_plan(rows):
-            for batch in batches(self.param_groups, rows, self.state):
-                batch.run(self.state)
+        grad_scale, found_inf = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
+        keeps_tensors = self.capturable or torch.compiler.is_compiling()
+        tensors = _tables.tensors_in(self.param_groups) if keeps_tensors else {}
+        rows = self._rows(tensors)
+        if keeps_tensors or not self._step_by_plan(rows, grad_scale, found_inf):
+            self._step_by_op(rows, tensors, grad_scale, found_inf)
         return loss
 
-    def _step_by_plan(self, rows: list[Row]) -> bool:
-        if torch.compiler.is_compiling():  # the op is what a compiler can see through
+    def _rows(self, tensors: _tables.Tensors) -> list[Row]:
+        return [
+            Row.of(group, [key for j, key in tensors if j == i]) for i, group in enumerate(self.param_groups)
+        ]
+
+    def _step_by_plan(self, rows: list[Row], grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
+        if grad_scale is not None or found_inf is not None:
             return False
         if self._plan is None:
             self._plan = _plan.build(self.param_groups, self.state)
@@ -150,18 +208,66 @@ class ProxSGD(torch.optim.SGD):
             self._plan = None  # the next step builds one for what it then finds
         return served
 
+    def _step_by_op(
+        self, rows: list[Row], tensors: _tables.Tensors, grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> None:
+        is_capturing = not torch.compiler.is_compiling() and _tables.is_capturing()
+        if is_capturing:
+            self._check_capture()
+        for device, batch in batches(self.param_groups, rows, self.state).items():
+            if batch.first and found_inf is not None and found_inf.item() != 0:
+                return  # else what was not a first step would pass for one
+            if is_capturing and batch.created:
+                raise RuntimeError(
+                    "step: captured in a CUDA graph before the first step; take one step first"
+                )
+            if self.capturable and not batch.first:
+                hyper = self._kept_tables.of(device, rows, tensors)
+            else:
+                hyper = _tables.fresh(batch, tensors)
+            batch.run(self.state, hyper, grad_scale, found_inf)
+
+    def _check_capture(self) -> None:
+        if not self.capturable:
+            raise RuntimeError("step: a CUDA graph is captured; construct ProxSGD with capturable=True")
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.requires_grad and p.grad is None:
+                    raise RuntimeError(
+                        f"step: a CUDA graph is captured, and a parameter of shape {tuple(p.shape)} has no "
+                        "gradient; the graph would never step it"
+                    )
+
+    @torch.no_grad()
+    def refresh_hyperparameters(self) -> None:
+        """Makes the parameter groups' numbers those of the next replay of a captured step, without a sync.
+
+        Raises:
+            RuntimeError: something has changed that is part of the graph.
+        """
+        tensors = _tables.tensors_in(self.param_groups)
+        self._kept_tables.refresh(self._rows(tensors), tensors)
+
+    @torch.no_grad()
+    def apply_prox_(self) -> None:
+        """Writes the sparse variable of ``method="splitting"`` into the weights, which pruning reads.
+
+        Relaxed: prox_{penalty_scale / beta}(p); of sparse groups only that of the numbers, which are what is
+        split. Alternating: the state "auxiliary". Weights of the other methods stay as they are.
+        """
+        for group in self.param_groups:
+            method = _keys.method_of(group)
+            if method == Method.RELAXED:
+                write_prox(group)
+            if method == Method.ALTERNATING:
+                for p in group["params"]:
+                    p.copy_(self.state.get(p, {}).get("auxiliary", p))
+
     @torch.no_grad()
     def penalty_value(self) -> float:
         """The penalty at the current parameters, each group's times its ``penalty_scale``."""
-        total = 0.0
-        for group in self.param_groups:
-            if group["penalty"] is not None and group["params"]:
-                values = [group["penalty"].value(real(p)).sum(dtype=torch.float64) for p in group["params"]]
-                total += (
-                    group["penalty_scale"]
-                    * torch.stack([v.to(values[0].device) for v in values]).sum().item()
-                )
-        return total
+        groups = [group for group in self.param_groups if group["penalty"] is not None and group["params"]]
+        return float(sum(group["penalty_scale"] * penalty_of(group).item() for group in groups))
 
     def state_dict(self) -> dict[str, Any]:
         """As for any torch optimizer; penalties are plain dicts, so it loads with ``weights_only=True``."""
@@ -171,42 +277,30 @@ class ProxSGD(torch.optim.SGD):
                 group["penalty"] = group["penalty"].to_dict()
         return state
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As for any torch optimizer; a state in float32 stays so where ``momentum_dtype`` says it."""
+        final: dict[str, Any] = {}  # what other hooks leave of state_dict
+        before = self.register_load_state_dict_pre_hook(lambda _, state: final.update(state))
+        after = self.register_load_state_dict_post_hook(lambda _: restore_dtypes(self, final), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "capturable": self.capturable}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups", [])
-        fallback = {"penalty": None, "penalty_scale": 1.0, "method": "prox", "prox_scale": "matched"}
         for i, group in enumerate(state["param_groups"]):
-            for key in _OWN_KEYS:
-                group.setdefault(key, before[i][key] if i < len(before) else fallback[key])
-            group["penalty"] = _as_penalty(group["penalty"])
-            _check_group(group)
+            for key, default in _keys.DEFAULTS.items():
+                group.setdefault(key, before[i][key] if i < len(before) else default)
+            group["penalty"] = _keys.as_penalty(group["penalty"])
+            _keys.check_values(group)
+            _keys.check_shapes(group["penalty"], group["params"])
         super().__setstate__(state)
+        self.__dict__.setdefault("capturable", False)
+        self.__dict__.setdefault("_kept_tables", _tables.Kept())
         self._plan = None
         self._step_supports_amp_scaling = False
-
-
-def _as_penalty(penalty: Any) -> Penalty | None:
-    if penalty is None or isinstance(penalty, Penalty):
-        return penalty
-    if isinstance(penalty, dict):
-        return from_dict(penalty)
-    raise TypeError(f"penalty: {penalty!r} is neither None nor one of slimfast.penalties, such as L1(1e-4)")
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    penalty, scale, method = group["penalty"], group["penalty_scale"], group["method"]
-    if method not in _METHODS:
-        raise ValueError(f"method: {method!r} is none of {_listed(_METHODS)}")
-    if group["prox_scale"] not in _PROX_SCALES:
-        raise ValueError(f"prox_scale: {group['prox_scale']!r} is none of {_listed(_PROX_SCALES)}")
-    if not 0 <= scale < float("inf"):
-        raise ValueError(f"penalty_scale: {scale} is not a finite number >= 0")
-    if penalty is None:
-        return
-    if method == "subgradient" and penalty.kind == Kind.L0:
-        raise ValueError("method: 'subgradient' has no effect with L0, whose slope is 0; use 'prox'")
-    if method == "prox" and group["prox_scale"] == "matched" and not group["momentum"] < 1:
-        raise ValueError(f"momentum: {group['momentum']} is not below 1, which prox_scale='matched' needs")
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(map(repr, names))

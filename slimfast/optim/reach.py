@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from slimfast.optim._batch import gain, real
+from slimfast.optim._batch import real
+from slimfast.optim._keys import gain
 from slimfast.penalties import Penalty
 
 
