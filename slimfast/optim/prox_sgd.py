@@ -122,16 +122,8 @@ class ProxSGD(torch.optim.SGD):
         self._plan: Any = None
         self._kept_tables = _tables.Kept()
         self.capturable = capturable
-        self._own_defaults = {
-            "penalty": penalty,
-            "penalty_scale": 1.0,
-            "method": method,
-            "prox_scale": prox_scale,
-            "splitting": splitting,
-            "beta": beta,
-            "freeze_zeros": freeze_zeros,
-            "momentum_dtype": momentum_dtype,
-        }
+        own = penalty, 1.0, method, prox_scale, splitting, beta, freeze_zeros, momentum_dtype
+        self._own_defaults = dict(zip(_keys.DEFAULTS, own, strict=True))
         super().__init__(
             params,
             lr=lr,
