@@ -1,11 +1,15 @@
 """Triton kernel of the op ``prox_sgd_``: every parameter of a model in one launch.
 
-A table in device memory lists chunks of tensors: addresses of parameter, gradient, momentum; length, group.
-A launch holds one dtype per array and one penalty kind; tensors without penalty go with any of them.
+A table in device memory lists chunks of tensors: addresses of parameter, gradient, momentum and auxiliary,
+length, group, flags. A launch holds one dtype per array, one penalty kind and one method; tensors without
+penalty go with any of them. Hyperparameters are read from device memory when the kernel runs.
 """
 
+import functools
+import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -16,81 +20,162 @@ from slimfast.kernels.penalty import grad_one, prox_one
 from torch import Tensor
 
 NUM_WARPS = 8
-NESTEROV, MAXIMIZE, FIRST_STEP, HAS_MOMENTUM = 1, 2, 4, 16  # flags, see csrc/prox_sgd.h
+SHORT = tl.constexpr(32 * NUM_WARPS)
+NESTEROV = tl.constexpr(1)  # flags, see csrc/step_rules.h
+MAXIMIZE = tl.constexpr(2)
+FIRST_STEP = tl.constexpr(4)
+FREEZE_ZEROS = tl.constexpr(8)
+HAS_MOMENTUM = tl.constexpr(16)
+PENALISED = tl.constexpr(32)  # own flag: this row's penalty is the launch's
+PROX = tl.constexpr(0)  # methods
+SUBGRADIENT = tl.constexpr(1)
+RELAXED = tl.constexpr(2)
+ALTERNATING = tl.constexpr(3)
 
 
-def block_of(kind: int, param: torch.dtype) -> int:
-    """Numbers per program: few, so that a small model fills the device, and as many as registers hold.
+class Variant(NamedTuple):
+    """The compile-time arguments of one launch."""
 
-    Iterations in float64 (Lp: 3, TL1: 4) and float64 parameters take twice as many.
-    """
-    return 1024 if kind in (3, 4) or param == torch.float64 else 2048
+    param: str  # dtypes as stored, see TYPES
+    grad: str
+    state: str  # of momentum and auxiliary
+    kind: int  # of the penalised groups in this launch, 0 if there are none
+    method: int
+
+    @property
+    def block(self) -> int:
+        """Numbers per program: few, so that a small model fills the device, and as many as registers hold.
+
+        The longer formulas in float64 (Lp: 3, TL1: 4, SCAD: 6, log-sum: 7) and float64 parameters take twice
+        as many.
+        """
+        return 1024 if self.kind in (3, 4, 6, 7) or self.param == "fp64" else 2048
 
 
-@triton.jit
+# Parameter, gradient, state. Anything else, float16 too, is worked on in float32 copies: each set of dtypes
+# means as many more kernels to compile.
+_DTYPES = [("fp32",) * 3, ("fp64",) * 3, ("bf16",) * 3, ("bf16", "bf16", "fp32")]
+_EFFECTS = [(0, 0), (0, 3), (1, 0), (1, 2), (1, 3), *itertools.product(range(2, 8), range(4))]
+
+
+def variants() -> Iterator[Variant]:
+    """Everything that ``launch`` can ask for."""
+    for dtypes in _DTYPES:
+        for effect in _EFFECTS:
+            yield Variant(*dtypes, *effect)
+
+
+@triton.jit(do_not_specialize=["hyper_ptr", "grad_scale_ptr", "found_inf_ptr"])
 def prox_sgd_kernel(
-    chunk_ptr,  # int64 [chunks, 6]: addresses of param, grad and momentum, length, group, is_aligned
-    hyper_ptr,  # float64 [groups, 11]: lr, momentum, dampening, weight_decay, lam, shape, prox step,
-    # subgradient scale, nesterov, maximize, first step
-    PARAM: tl.constexpr,  # dtypes as stored, see TYPES
+    chunk_ptr,  # int64 [chunks, 8]: addresses of param, grad, momentum, auxiliary; length, group, flags,
+    # is_aligned
+    hyper_ptr,  # float64 [groups, 10]: lr, momentum, dampening, weight_decay, lam, shape, group_lam,
+    # penalty_scale, gain, beta
+    grad_scale_ptr,  # float32: gradients are divided by it
+    found_inf_ptr,  # float32: unless it is 0, nothing changes
+    PARAM: tl.constexpr,
     GRAD: tl.constexpr,
-    MOMENTUM: tl.constexpr,
-    KIND: tl.constexpr,  # of the penalised groups in this launch, 0 if there are none
+    STATE: tl.constexpr,
+    KIND: tl.constexpr,
+    METHOD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    chunk_ptr += tl.program_id(0) * 6
-    p_ptr, g_ptr, m_ptr = tl.load(chunk_ptr), tl.load(chunk_ptr + 1), tl.load(chunk_ptr + 2)
-    n = tl.load(chunk_ptr + 3).to(tl.int32)
-    hyper_ptr += tl.load(chunk_ptr + 4) * 11
-    if tl.load(chunk_ptr + 5) != 0:
-        _step(p_ptr, g_ptr, m_ptr, n // 16 * 16, hyper_ptr, PARAM, GRAD, MOMENTUM, KIND, BLOCK, 16)
-    else:
-        _step(p_ptr, g_ptr, m_ptr, n, hyper_ptr, PARAM, GRAD, MOMENTUM, KIND, BLOCK, 1)
+    chunk_ptr += tl.program_id(0) * 8
+    n = tl.load(chunk_ptr + 4).to(tl.int32)
+    n = tl.where(tl.load(found_inf_ptr) == 0, n, 0)
+    hyper_ptr += tl.load(chunk_ptr + 5) * 10
+    scale = 1 / tl.load(grad_scale_ptr).to(tl.float64)
+    if tl.load(chunk_ptr + 7) != 0:
+        n = n // 16 * 16
+        _step(chunk_ptr, 0, n, hyper_ptr, scale, PARAM, GRAD, STATE, KIND, METHOD, BLOCK, 16)
+    else:  # the odd end of a tensor, or odd addresses: one number per thread at a time
+        for begin in range(0, n, SHORT):
+            _step(chunk_ptr, begin, n, hyper_ptr, scale, PARAM, GRAD, STATE, KIND, METHOD, SHORT, 1)
 
 
 @triton.jit
 def _step(
-    p_ptr,
-    g_ptr,
-    m_ptr,  # 0 without momentum
+    chunk_ptr,
+    begin,
     n,
     hyper_ptr,
+    scale,
     PARAM: tl.constexpr,
     GRAD: tl.constexpr,
-    MOMENTUM: tl.constexpr,
+    STATE: tl.constexpr,
     KIND: tl.constexpr,
+    METHOD: tl.constexpr,
     BLOCK: tl.constexpr,
-    ALIGNMENT: tl.constexpr,  # bytes that all three addresses are multiples of
+    ALIGNMENT: tl.constexpr,  # bytes that all addresses are multiples of
 ):
     WIDE: tl.constexpr = tl.float64 if PARAM == "fp64" else tl.float32
-    o = tl.arange(0, BLOCK)
-    has_momentum = m_ptr != 0
+    o = begin + tl.arange(0, BLOCK)
+    flags = tl.load(chunk_ptr + 6)
+    p_ptr, g_ptr = _array(chunk_ptr, PARAM, ALIGNMENT) + o, _array(chunk_ptr + 1, GRAD, ALIGNMENT) + o
+    m_ptr, a_ptr = _array(chunk_ptr + 2, STATE, ALIGNMENT) + o, _array(chunk_ptr + 3, STATE, ALIGNMENT) + o
     mask = o < n
-    m_mask = o < tl.where(has_momentum, n, 0)
-    p_ptr = tl.multiple_of(p_ptr.to(tl.pointer_type(tl.dtype(PARAM))), ALIGNMENT) + o
-    g_ptr = tl.multiple_of(g_ptr.to(tl.pointer_type(tl.dtype(GRAD))), ALIGNMENT) + o
-    m_ptr = tl.multiple_of(m_ptr.to(tl.pointer_type(tl.dtype(MOMENTUM))), ALIGNMENT) + o
+    m_mask = o < tl.where(flags & HAS_MOMENTUM != 0, n, 0)
     p = tl.load(p_ptr, mask=mask).to(WIDE)
-    g = tl.load(g_ptr, mask=mask).to(WIDE)
+    g = tl.load(g_ptr, mask=mask).to(WIDE) * scale.to(WIDE)
     m = tl.load(m_ptr, mask=m_mask, other=0.0).to(WIDE)
 
+    lam, shape = tl.load(hyper_ptr + 4), tl.load(hyper_ptr + 5)
+    if METHOD == PROX or METHOD == ALTERNATING:  # noqa: SIM109 (Triton has no `in`)
+        pull = tl.zeros_like(p)
+    else:
+        pull = _pull(p.to(tl.float64), lam, shape, hyper_ptr, flags, KIND, METHOD).to(WIDE)
+    moves = (p != 0) | (flags & FREEZE_ZEROS == 0)
+    p, m = descend(p, g, m, pull, hyper_ptr, flags)
+    p, m = tl.where(moves, p, 0.0), tl.where(moves, m, 0.0)
+    tl.store(m_ptr, m.to(tl.dtype(STATE)), mask=m_mask)
+
+    threshold = tl.load(hyper_ptr) * tl.load(hyper_ptr + 8) * tl.load(hyper_ptr + 7)
+    active = (flags & PENALISED != 0) & (lam != 0) & (threshold != 0)
+    if METHOD == ALTERNATING:
+        a = tl.load(a_ptr, mask=mask).to(tl.float64)
+        t = tl.load(hyper_ptr + 9) * tl.load(hyper_ptr) * tl.load(hyper_ptr + 8)
+        a = tl.where(moves, a, 0.0)
+        p = ((p.to(tl.float64) + t * a) / (1 + t)).to(WIDE)
+        a = (a + t * p.to(tl.float64)) / (1 + t)
+        if KIND != 0 and active:
+            a = prox_one(a, lam, shape, threshold / (1 + t), KIND)
+        tl.store(a_ptr, a.to(WIDE).to(tl.dtype(STATE)), mask=mask)
+    if METHOD == PROX and KIND != 0 and active:
+        p = prox_one(p.to(tl.float64), lam, shape, threshold, KIND).to(WIDE)
+    tl.store(p_ptr, p.to(tl.dtype(PARAM)), mask=mask)
+
+
+@triton.jit
+def _array(address_ptr, TYPE: tl.constexpr, ALIGNMENT: tl.constexpr):
+    """The address in the table as a pointer."""
+    return tl.multiple_of(tl.load(address_ptr).to(tl.pointer_type(tl.dtype(TYPE))), ALIGNMENT)
+
+
+@triton.jit
+def descend(p, g, m, pull, hyper_ptr, flags):
+    """torch.optim.SGD's step with the penalty's gradient `pull`: parameter and momentum."""
+    WIDE: tl.constexpr = p.dtype
     lr, momentum = tl.load(hyper_ptr).to(WIDE), tl.load(hyper_ptr + 1).to(WIDE)
     keep, weight_decay = (1 - tl.load(hyper_ptr + 2)).to(WIDE), tl.load(hyper_ptr + 3).to(WIDE)
-    lam, shape = tl.load(hyper_ptr + 4), tl.load(hyper_ptr + 5)
-    prox_step, subgradient_scale = tl.load(hyper_ptr + 6), tl.load(hyper_ptr + 7)
-    nesterov, maximize, first_step = tl.load(hyper_ptr + 8), tl.load(hyper_ptr + 9), tl.load(hyper_ptr + 10)
+    d = tl.where(flags & MAXIMIZE != 0, -g, g)
+    d = tl.where(weight_decay != 0, d + weight_decay * p, d) + pull
+    m = tl.where(flags & FIRST_STEP != 0, d, momentum * m + keep * d)
+    d = tl.where(flags & HAS_MOMENTUM != 0, tl.where(flags & NESTEROV != 0, d + momentum * m, m), d)
+    return p - lr * d, m
 
-    d = tl.where(maximize != 0, -g, g)
-    d = tl.where(weight_decay != 0, d + weight_decay * p, d)
-    if KIND != 0 and subgradient_scale != 0:
-        d += subgradient_scale.to(WIDE) * grad_one(p.to(tl.float64), lam, shape, KIND).to(WIDE)
-    m = tl.where(first_step != 0, d, momentum * m + keep * d)
-    d = tl.where(has_momentum, tl.where(nesterov != 0, d + momentum * m, m), d)
-    p -= lr * d
-    if KIND != 0 and prox_step != 0:
-        p = prox_one(p.to(tl.float64), lam, shape, prox_step, KIND).to(WIDE)
-    tl.store(p_ptr, p.to(tl.dtype(PARAM)), mask=mask)
-    tl.store(m_ptr, m.to(tl.dtype(MOMENTUM)), mask=m_mask)
+
+@triton.jit
+def _pull(p, lam, shape, hyper_ptr, flags, KIND: tl.constexpr, METHOD: tl.constexpr):
+    """What the penalty adds to the gradient, in float64: its slope, or that of its Moreau envelope."""
+    pull = tl.zeros_like(p)
+    scale = tl.load(hyper_ptr + 7)
+    if KIND != 0 and (flags & PENALISED != 0) & (lam != 0) & (scale != 0):
+        if METHOD == SUBGRADIENT:
+            pull = scale * grad_one(p, lam, shape, KIND)
+        else:
+            beta = tl.load(hyper_ptr + 9)
+            pull = beta * (p - prox_one(p, lam, shape, scale / beta, KIND))
+    return pull
 
 
 def launch(
@@ -104,34 +189,63 @@ def launch(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
-    """The op ``prox_sgd_``; one launch unless dtypes or penalties are mixed."""
-    kinds, table = _hyper_table(rules, hyper)
-    fallback = next((k for k in kinds if k), 0)
-    buffers, copies = iter(momentum_buffers), []
+    """The op ``prox_sgd_``; one launch unless dtypes, penalties or methods are mixed."""
+    if not params:
+        return
+    device = params[0].device
+    one, zero = _neutral(device)
+    scaler = (one if grad_scale is None else grad_scale, zero if found_inf is None else found_inf)
+    effects = [_effect(*rules[i : i + 5]) for i in range(0, len(rules), 5)]
+    usual = next((effect for effect in effects if effect[1] != ALTERNATING.value), (0, 0))
+    buffers, sparse, copies = iter(momentum_buffers), iter(auxiliary), []
     launches = defaultdict(list)
     for p, g, i in zip(params, grads, group, strict=True):
-        m = next(buffers) if rules[5 * i + 4] & HAS_MOMENTUM else None
-        g, p, m = _chunks.in_one_order(g, [p, m], copies)
+        method, flags = rules[5 * i + 3 : 5 * i + 5]
+        m = next(buffers) if flags & HAS_MOMENTUM.value else None
+        a = next(sparse) if method == ALTERNATING.value else None
+        arrays, dtypes = _arrays(g, [p, m, a], copies)
         if p.numel():
-            dtypes = p.dtype, g.dtype, p.dtype if m is None else m.dtype
-            launches[dtypes, kinds[i] or fallback].append((p, g, m, i))
-    for (dtypes, chosen), tensors in launches.items():
-        device = tensors[0][0].device
-        block, types = block_of(chosen, dtypes[0]), (TYPES[dtype] for dtype in dtypes)
-        rows = tuple(_chunks.row(arrays, i) for *arrays, i in tensors)
-        chunks = _chunks.table(rows, 3, block, device)
-        prox_sgd_kernel[(len(chunks),)](chunks, table.to(device), *types, chosen, block, num_warps=NUM_WARPS)
-    for to, copy in copies:
+            effect = usual if effects[i] == (0, 0) else effects[i]
+            flags |= PENALISED.value * (effects[i][0] != 0)
+            launches[Variant(*dtypes, *effect)].append((arrays, i, flags))
+    if hyper.device != device and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "hyper: on the CPU, so a graph's replays would repeat today's numbers; put it on the GPU"
+        )
+    table = hyper.to(device).contiguous()
+    for variant, tensors in launches.items():
+        rows = tuple(_chunks.row(*tensor) for tensor in tensors)
+        chunks = _chunks.table(rows, 4, variant.block, device)
+        prox_sgd_kernel[(len(chunks),)](chunks, table, *scaler, *variant, variant.block, num_warps=NUM_WARPS)
+    for to, copy in reversed(copies):
         to.copy_(copy)
 
 
-def _hyper_table(rules: Sequence[int], hyper: Tensor) -> tuple[list[int], Tensor]:
-    """The penalty kind of each group, 0 where it has no effect, and the numbers that the kernel reads."""
-    kinds, rows = [], []
-    for i, h in enumerate(hyper.tolist()):
-        kind, _, _, method, flags = rules[5 * i : 5 * i + 5]
-        prox_step, slope = (h[0] * h[8] * h[7], 0.0) if method == 0 else (0.0, h[7])
-        kinds.append(kind if h[4] and (prox_step or slope) else 0)
-        bits = [float(flags & flag != 0) for flag in (NESTEROV, MAXIMIZE, FIRST_STEP)]
-        rows.append([*h[:6], prox_step if kinds[-1] else 0.0, slope if kinds[-1] else 0.0, *bits])
-    return kinds, torch.tensor(rows, dtype=torch.float64)
+@functools.lru_cache(maxsize=16)
+def _neutral(device: torch.device) -> tuple[Tensor, Tensor]:
+    """grad_scale and found_inf without a GradScaler."""
+    return torch.ones(1, device=device), torch.zeros(1, device=device)
+
+
+def _effect(kind: int, form: int, dim: int, method: int, flags: int) -> tuple[int, int]:
+    """Kind and method of a launch; the methods differ only in what they do with a penalty."""
+    if method != ALTERNATING.value and (kind == 0 or (kind == 1 and method == SUBGRADIENT.value)):
+        return 0, 0
+    return kind, method
+
+
+def _arrays(
+    g: Tensor, changed: list[Tensor | None], copies: list[tuple[Tensor, Tensor]]
+) -> tuple[list[Tensor | None], tuple[str, str, str]]:
+    """Gradient, parameter, momentum, auxiliary in one memory order and dtypes that there is a variant for."""
+    p, *states = changed
+    state = next((s.dtype for s in states if s is not None), p.dtype)
+    dtypes = TYPES[p.dtype], TYPES[g.dtype], TYPES[state]
+    if dtypes not in _DTYPES or any(s is not None and s.dtype != state for s in states):
+        wide = torch.float64 if p.dtype == torch.float64 else torch.float32
+        dtypes = (TYPES[wide],) * 3
+        narrow, changed = changed, [None if x is None else x.to(wide) for x in changed]
+        copies += [(x, w) for x, w in zip(narrow, changed, strict=True) if x is not None and x is not w]
+        g = g.to(wide)
+    g, p, *states = _chunks.in_one_order(g, changed, copies)
+    return [p, g, *states], dtypes

@@ -35,20 +35,24 @@ def compile_triton(
     num_warps: int = 4,
     num_stages: int = 3,
 ) -> Compiled:
-    request = dict(locals())
+    return compile_all([dict(locals())])[0]
+
+
+def compile_all(requests: list[dict[str, Any]]) -> list[Compiled]:
+    """Many in one process, whose start takes longer than a kernel. A request names all arguments above."""
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     with tempfile.TemporaryDirectory() as cache:
         answer = subprocess.run(
             [sys.executable, __file__],
-            input=json.dumps(request),
+            input=json.dumps(requests),
             env=env | {"TRITON_CACHE_DIR": cache, "TRITON_DEFAULT_FP_FUSION": "1"},
             capture_output=True,
             text=True,
             check=False,
         )
     if answer.returncode:
-        raise RuntimeError(f"{kernel} does not compile for sm_{arch}:\n{answer.stderr[-4000:]}")
-    return Compiled(**json.loads(answer.stdout))
+        raise RuntimeError(f"one of {len(requests)} kernels does not compile:\n{answer.stderr[-4000:]}")
+    return [Compiled(**compiled) for compiled in json.loads(answer.stdout)]
 
 
 def _compile(request: dict[str, Any]) -> Compiled:
@@ -67,22 +71,26 @@ def _compile(request: dict[str, Any]) -> Compiled:
         attrs={(function.arg_names.index(arg),): [["tt.divisibility", 16]] for arg in request["divisible"]},
     )
     options = {"num_warps": request["num_warps"], "num_stages": request["num_stages"]}
-    built = triton.compile(source, target=GPUTarget("cuda", request["arch"], 32), options=options)
+    try:
+        built = triton.compile(source, target=GPUTarget("cuda", request["arch"], 32), options=options)
+    except Exception as error:
+        raise RuntimeError(f"{request}") from error
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()
-        usage, sass = (_cuobjdump(flag, file.name) for flag in ("-res-usage", "-sass"))
+        said = _cuobjdump("-res-usage", "-sass", file.name)
+    usage = next(line for line in said.splitlines() if "REG:" in line)
     numbers = dict(part.split(":") for part in usage.split() if part.count(":") == 1 and part[-1].isdigit())
     local = int(numbers["LOCAL"]) + int(numbers["STACK"])
-    return Compiled(int(numbers["REG"]), local, built.metadata.shared, sass, built.asm["ptx"])
+    return Compiled(int(numbers["REG"]), local, built.metadata.shared, said, built.asm["ptx"])
 
 
-def _cuobjdump(flag: str, cubin: str) -> str:
+def _cuobjdump(*arguments: str) -> str:
     import triton
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    return subprocess.run([tool, flag, cubin], check=True, capture_output=True, text=True).stdout
+    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":
-    print(json.dumps(_compile(json.load(sys.stdin)).__dict__))
+    print(json.dumps([_compile(request).__dict__ for request in json.load(sys.stdin)]))

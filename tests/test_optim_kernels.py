@@ -1,50 +1,60 @@
 """The Triton kernel of the step, compiled for GPUs that are not there; test_ops.py checks its results."""
 
-import pytest
-import torch
-from offline import compile_triton
-from slimfast.kernels._chunks import TYPES
-from slimfast.kernels.prox_sgd import NUM_WARPS, block_of
+from typing import Any
 
-from slimfast.ops._kinds import Kind
+import pytest
+from offline import compile_all
+from slimfast.kernels.prox_sgd import NUM_WARPS, Variant, variants
 
 ARCHITECTURES = (80, 90, 100)
-CONSTANTS = ("PARAM", "GRAD", "MOMENTUM", "KIND", "BLOCK")
+CONSTANTS = ("PARAM", "GRAD", "STATE", "KIND", "METHOD", "BLOCK")
+POINTERS = {"chunk_ptr": "*i64", "hyper_ptr": "*fp64", "grad_scale_ptr": "*fp32", "found_inf_ptr": "*fp32"}
+SIZES = {"fp32": 4, "fp64": 8, "bf16": 2}
+EVERY = list(variants())
+DTYPES = sorted({variant[:3] for variant in EVERY})
 
 
-def check(kind: int, dtype: torch.dtype, arch: int) -> None:
+def request(variant: Variant, arch: int) -> dict[str, Any]:
+    return {
+        "kernel": "slimfast.kernels.prox_sgd:prox_sgd_kernel",
+        "signature": POINTERS | dict.fromkeys(CONSTANTS, "constexpr"),
+        "constexprs": dict(zip(CONSTANTS, (*variant, variant.block), strict=True)),
+        "divisible": ["chunk_ptr"],
+        "arch": arch,
+        "num_warps": NUM_WARPS,
+        "num_stages": 3,
+    }
+
+
+def check(chosen: list[Variant], arch: int) -> None:
     """No spills, and whole tensors move in the widest accesses that a thread's share of a block allows."""
-    name, block = TYPES[dtype], block_of(kind, dtype)
-    compiled = compile_triton(
-        "slimfast.kernels.prox_sgd:prox_sgd_kernel",
-        {"chunk_ptr": "*i64", "hyper_ptr": "*fp64"} | dict.fromkeys(CONSTANTS, "constexpr"),
-        {"PARAM": name, "GRAD": name, "MOMENTUM": name, "KIND": kind, "BLOCK": block},
-        ["chunk_ptr", "hyper_ptr"],
-        arch,
-        num_warps=NUM_WARPS,
+    for variant, compiled in zip(
+        chosen, compile_all([request(variant, arch) for variant in chosen]), strict=True
+    ):
+        assert compiled.local_bytes == 0, (variant, compiled.registers)
+        arrays = [variant.param, variant.grad, *[variant.state] * (2 if variant.method == 3 else 1)]
+        changed = [variant.param, *arrays[2:]]
+        for instruction, names in (("LDG", arrays), ("STG", changed)):
+            shares = [variant.block // (32 * NUM_WARPS) * SIZES[name] for name in names]
+            for width in {min(share, 16) for share in shares}:
+                expected = sum(max(share // 16, 1) for share in shares if min(share, 16) == width)
+                found = compiled.count(f"{instruction}.E.{8 * width}")
+                assert found >= expected, (variant, f"{found} of {expected} {instruction}.{8 * width}")
+
+
+def test_training_kernels_compile_for_hopper() -> None:
+    check(
+        [variant for variant in EVERY if variant[:3] == ("fp32",) * 3 and variant[3:] in ((0, 0), (2, 0))], 90
     )
-    share = block // (32 * NUM_WARPS) * dtype.itemsize  # bytes per array and thread
-    width, count = min(share, 16) * 8, max(share // 16, 1)
-    assert compiled.local_bytes == 0, f"{compiled.registers} registers, {compiled.local_bytes} bytes spilled"
-    assert compiled.count(f"LDG.E.{width}") >= 3 * count
-    assert compiled.count(f"STG.E.{width}") >= 2 * count
 
 
-@pytest.mark.parametrize("kind", [0, 2])
-def test_training_kernels_compile_for_hopper(kind: int) -> None:
-    check(kind, torch.float32, 90)
+def test_every_variant_is_listed_once() -> None:
+    assert len(set(EVERY)) == len(EVERY)
+    assert {variant.kind for variant in EVERY} == set(range(8))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", Kind)
-@pytest.mark.parametrize(
-    ("dtype", "arch"),
-    [
-        *((dtype, arch) for dtype in (torch.float32, torch.bfloat16) for arch in ARCHITECTURES),
-        (torch.float16, 90),
-        (torch.float64, 90),
-        (torch.float64, 80),
-    ],
-)
-def test_every_variant_compiles(kind: int, dtype: torch.dtype, arch: int) -> None:
-    check(int(kind), dtype, arch)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("dtypes", DTYPES, ids="-".join)
+def test_every_variant_compiles(dtypes: tuple[str, ...], arch: int) -> None:
+    check([variant for variant in EVERY if variant[:3] == dtypes], arch)
