@@ -180,6 +180,5 @@ OPS = [
         Twice(prox_sgd_truth.step),
         NARROW,
         triton="prox_sgd",
-        implementations=("reference", "registered"),
     ),
 ]
