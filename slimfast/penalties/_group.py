@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from slimfast import ops
-from slimfast.ops._kinds import Form, Kind, check_number, check_tensor, real_pairs, rounded_like
+from slimfast.ops._group_grad import group_grad
+from slimfast.ops._kinds import Form, Kind, check_number, check_tensor, real_pairs
 from slimfast.penalties._base import Elementwise, Penalty, Rule, check_cutoff, check_range, to_floats
 
 
@@ -26,29 +27,26 @@ class _Grouped(Penalty):
             )
         object.__setattr__(self, "dim", int(self.dim))
 
+    def grad(self, x: Tensor) -> Tensor:
+        """Its gradient, 0 where x is 0, with x's shape; detached. Errors as in `value`."""
+        self._check_tensor(x)
+        return _grad(self.rule, self.dim, x)
+
     def prox(self, x: Tensor, step: float) -> Tensor:
         """argmin_u 0.5 ||u - x||^2 + step * penalty(u), group by group, step >= 0. See ops.group_prox."""
-        self._rows(x)
+        self._check_tensor(x)
         return _prox(self.rule, self.dim, x, step)
 
-    def _rows(self, x: Tensor) -> Tensor:
-        """The groups as rows of float64 numbers, differentiable; parts of complex numbers count separately.
-
-        Raises:
-            TypeError: x is no floating-point or complex tensor.
-            ValueError: x is below 2-D.
-        """
+    def _check_tensor(self, x: Tensor) -> None:
         check_tensor(x)
         if x.dim() < 2:
             name, shape = type(self).__name__, tuple(x.shape)
             raise ValueError(f"{name}: x has shape {shape}; accepted: two dimensions or more")
-        return real_pairs(x).double().movedim(self.dim, 0).flatten(1)
 
-    def _like(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Rows back in x's shape, dtype and layout."""
-        pairs = real_pairs(x.detach())
-        out = rounded_like(pairs, rows.view(pairs.movedim(self.dim, 0).shape).movedim(0, self.dim))
-        return torch.view_as_complex(out) if x.is_complex() else out
+    def _rows(self, x: Tensor) -> Tensor:
+        """The groups as rows of float64 numbers, differentiable; complex numbers are two each."""
+        self._check_tensor(x)
+        return real_pairs(x).double().movedim(self.dim, 0).flatten(1)
 
 
 class _Norm(_Grouped):
@@ -81,13 +79,6 @@ class _Norm(_Grouped):
         rows = self._rows(x)
         lam = self.lam * math.sqrt(rows.shape[1])
         return ops.penalty_value(_norms(rows), self.kind, lam, self.shape).to(x.real.dtype)
-
-    def grad(self, x: Tensor) -> Tensor:
-        """Its gradient, 0 at a zero group, with x's shape; detached. Errors as in `value`."""
-        rows = self._rows(x).detach()
-        lam = self.lam * math.sqrt(rows.shape[1])
-        slope = ops.penalty_grad(_norms(rows), self.kind, lam, self.shape)
-        return self._like(x, slope[:, None] * _directions(rows))
 
 
 @dataclass(frozen=True)
@@ -244,11 +235,6 @@ class SparseGroup(_Grouped):
         norms = self.group_lam * math.sqrt(rows.shape[1]) * _norms(rows)
         return (self.elementwise.value(rows).sum(1) + norms).to(x.real.dtype)
 
-    def grad(self, x: Tensor) -> Tensor:
-        """Its gradient, 0 where x is 0, with x's shape; detached. Errors as in `value`."""
-        rows = self._rows(x).detach()
-        return self._like(x, self.elementwise.grad(rows) + self._pull(rows))
-
     def envelope_grad(self, x: Tensor, beta: float) -> Tensor:
         """The elementwise penalty's envelope gradient plus the gradient of the norms, 0 at a zero group.
 
@@ -264,11 +250,10 @@ class SparseGroup(_Grouped):
 
         Source: Bui et al., Front. Appl. Math. Stat. 6, 2021.
         """
-        rows = self._rows(x).detach()
-        return self._like(x, self.elementwise.envelope_grad(rows, beta) + self._pull(rows))
-
-    def _pull(self, rows: Tensor) -> Tensor:
-        return self.group_lam * math.sqrt(rows.shape[1]) * _directions(rows)
+        self._check_tensor(x)
+        wide = x.detach().to(torch.promote_types(x.dtype, torch.float64))
+        norms = GroupLasso(self.group_lam, self.dim)
+        return (self.elementwise.envelope_grad(wide, beta) + norms.grad(wide)).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -315,11 +300,7 @@ class L1L2(Penalty):
     def grad(self, x: Tensor) -> Tensor:
         """Its gradient, 0 where x is 0, with x's shape; detached. Errors as in `value`."""
         check_tensor(x)
-        pairs = real_pairs(x.detach())
-        row = pairs.double().reshape(1, -1)
-        grad = self.lam * (row.sign() - self.alpha * _directions(row))
-        out = rounded_like(pairs, grad.view(pairs.shape))
-        return torch.view_as_complex(out) if x.is_complex() else out
+        return _grad(self.rule, -1, x)
 
     def prox(self, x: Tensor, step: float) -> Tensor:
         """argmin_u 0.5 ||u - x||^2 + step * penalty(u), step >= 0. See ops.group_prox."""
@@ -331,10 +312,10 @@ def _norms(rows: Tensor) -> Tensor:
     return norms
 
 
-def _directions(rows: Tensor) -> Tensor:
-    """w / ||w|| of each row, the norm's gradient; 0 where the norm is 0 or infinite."""
-    norms = _norms(rows)[:, None]
-    return torch.where((norms == 0) | (norms == math.inf), 0.0, rows / norms)
+def _grad(rule: Rule, dim: int, x: Tensor) -> Tensor:
+    pairs = real_pairs(x.detach())
+    out = group_grad(pairs, rule.form, dim, rule.kind, rule.lam, rule.shape, rule.group_lam)
+    return torch.view_as_complex(out) if x.is_complex() else out
 
 
 def _prox(rule: Rule, dim: int, x: Tensor, step: float) -> Tensor:
