@@ -181,4 +181,13 @@ OPS = [
         NARROW,
         triton="prox_sgd",
     ),
+    Op(
+        "prox_sgd_",
+        prox_sgd_truth.GROUPS,
+        prox_sgd_truth.step,
+        Twice(prox_sgd_truth.step),
+        NARROW,
+        triton="prox_sgd",
+        implementations=("reference",),
+    ),
 ]

@@ -9,7 +9,7 @@ from torch import nn
 
 from slimfast import models
 from slimfast.optim import ProxSGD, param_groups, warn_if_unreachable
-from slimfast.penalties import L0, L1, MCP, TL1, Lp, Penalty
+from slimfast.penalties import L0, L1, L1L2, MCP, TL1, GroupLasso, GroupMCP, Lp, Penalty, SparseGroup
 
 
 def test_finds_every_kind_of_batch_norm_with_scales() -> None:
@@ -59,6 +59,18 @@ def test_convolutions() -> None:
     assert [len(group["params"]) for group in (scales, filters, rest)] == [1, 2, 3]
     assert (scales["penalty"], filters["penalty"], rest["penalty"]) == (L1(0.1), TL1(0.2, 1.0), None)
     assert [group["penalty"] for group in param_groups(model)] == [None]
+
+
+def test_group_penalties_are_for_convolutions() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ConvTranspose2d(2, 3, 1))
+    for conv in (GroupLasso(0.1, dim=1), SparseGroup(L0(0.1), 0.2), L1L2(0.1, scope="network")):
+        scales, filters, _ = ProxSGD(param_groups(model, bn=L1L2(0.1), conv=conv)).param_groups
+        assert (scales["penalty"], filters["penalty"]) == (L1L2(0.1), conv)
+    for bn in (GroupMCP(0.1, 3.0), SparseGroup(L1(0.1), 0.2)):
+        with pytest.raises(
+            ValueError, match=r"bn: .* needs two dimensions or more; BatchNorm scales have one"
+        ):
+            param_groups(model, bn=bn)
 
 
 @pytest.mark.parametrize(
@@ -146,3 +158,45 @@ def test_the_smallest_scale_decides() -> None:
     warn_if_unreachable(optimizer, [0.1, 0.11])
     with pytest.warns(UserWarning, match=r"sum of thresholds 0\.19 < 0\.2:"):
         warn_if_unreachable(optimizer, [0.1, 0.09])
+
+
+def test_half_a_unit_in_the_last_place_is_out_of_reach() -> None:
+    """0.5 - 1e-5 is 0.5 in bfloat16, ten thousand times in a row."""
+    p = nn.Parameter(torch.tensor(0.5, dtype=torch.bfloat16))
+    optimizer = ProxSGD([p], lr=0.1, penalty=L1(1e-4))
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert p.item() == 0.5
+    with pytest.warns(UserWarning, match=r"sum of thresholds 0 < 0\.5: no scale can reach zero"):
+        warn_if_unreachable(optimizer, [0.1] * 10_000)
+    warn_if_unreachable(ProxSGD([nn.Parameter(p.detach().float())], penalty=L1(1e-3)), [0.1] * 5001)
+
+
+def filters(penalty: Penalty, **kwargs: Any) -> ProxSGD:
+    """Norms 2, 0 and 4 of filters, 2 and 4 of inputs; group size 4 either way; one larger tensor."""
+    weight = torch.zeros(3, 2, 2)
+    weight[0, :, 0], weight[2, :, 0] = 2**0.5, 8**0.5
+    other = torch.full((2, 100), 3.0)
+    return ProxSGD([nn.Parameter(weight), nn.Parameter(other)], penalty=penalty, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "steps"),
+    [
+        (GroupLasso(0.1), 100),  # 2 / (0.1 * 0.1 * sqrt(4))
+        (SparseGroup(L1(0.1), 0.1), 59),  # the two numbers of sqrt(2) become 0 at once
+        (L1L2(0.1), 142),
+    ],
+)
+def test_the_smallest_group_decides(penalty: Penalty, steps: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_unreachable(filters(penalty), [0.1] * (steps + 1))
+    word = "scale" if penalty == L1L2(0.1) else "group"
+    with pytest.warns(UserWarning, match=f"no {word} can reach zero with {type(penalty).__name__}"):
+        warn_if_unreachable(filters(penalty), [0.1] * (steps - 1))
+
+
+@pytest.mark.parametrize("splitting", ["relaxed", "alternating"])
+def test_splitting_promises_no_zeros_in_the_weights(splitting: Any) -> None:
+    warn_if_unreachable(filters(GroupLasso(1e-9), method="splitting", splitting=splitting), [0.1])

@@ -9,6 +9,7 @@ from torch import Tensor
 from slimfast.ops import _register
 from slimfast.ops._group_grad import group_grad
 from slimfast.ops._kinds import Flag, Form, Kind, Method
+from slimfast.ops.group_prox import reference as group_prox
 from slimfast.ops.penalty_grad import reference as penalty_grad
 from slimfast.ops.prox import reference as prox
 
@@ -137,7 +138,7 @@ class _Vector:
             return x
         if rule.form == Form.ELEMENTWISE:
             return prox(x, rule.kind, h.lam, h.shape, step)
-        raise NotImplementedError(f"form {rule.form}")
+        return group_prox(x, rule.form, self.dim, rule.kind, h.lam, h.shape, h.group_lam, step)
 
     @property
     def dim(self) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimfast.ops._kinds import Form
 from slimfast.penalties import Penalty
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -23,15 +24,18 @@ def param_groups(
 
     Args:
         model: any module; its BatchNorms (SyncBatchNorm included) count if they are affine.
-        bn: penalty on the scales (``weight``) of the BatchNorms.
-        conv: elementwise penalty on the weights of the convolutions, transposed ones included.
+        bn: penalty on the scales (``weight``) of the BatchNorms: an elementwise one, or L1L2.
+        conv: penalty on the weights of the convolutions. The ``dim`` of one on groups is that of the tensor:
+            0 means output filters, 1 input channels. Transposed convolutions are among them, and store their
+            weights the other way round: there 0 is what reads one input channel.
         bn_weight_decay: weight decay of the scales; None: that of the optimizer.
 
     Returns:
         Groups with ``penalty`` set, to None for the rest: the optimizer's own ``penalty`` reaches none.
 
     Raises:
-        ValueError: a penalty or weight decay for modules that are not there; a negative weight decay.
+        ValueError: a penalty or weight decay for modules that are not there; a negative weight decay; a
+            penalty on groups of numbers for BatchNorm scales.
         TypeError: a penalty that is none.
     """
     for name, penalty in (("bn", bn), ("conv", conv)):
@@ -39,6 +43,10 @@ def param_groups(
             raise TypeError(
                 f"{name}: {penalty!r} is neither None nor one of slimfast.penalties, such as L1(1e-4)"
             )
+    if bn is not None and bn.rule.form in (Form.NORM, Form.SPARSE):
+        raise ValueError(
+            f"bn: {bn} needs two dimensions or more; BatchNorm scales have one, so take L1(1e-4)"
+        )
     if bn_weight_decay is not None and not bn_weight_decay >= 0:
         raise ValueError(f"bn_weight_decay: {bn_weight_decay} is not a number >= 0")
     scales = _weights(model, _BATCH_NORMS) if bn is not None or bn_weight_decay is not None else []

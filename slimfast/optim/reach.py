@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from slimfast.ops._kinds import Form, Method
 from slimfast.optim._batch import real
-from slimfast.optim._keys import gain
-from slimfast.penalties import Penalty
+from slimfast.optim._keys import gain, method_of
+from slimfast.penalties import L1, Penalty
 
 
 def warn_if_unreachable(optimizer: torch.optim.Optimizer, learning_rates: Sequence[float]) -> None:
@@ -17,8 +19,12 @@ def warn_if_unreachable(optimizer: torch.optim.Optimizer, learning_rates: Sequen
     For each group with a penalty the smallest parameter that is not zero, the easiest to remove, goes
     through the schedule's proximal steps and weight decay alone, in its own dtype. What the proximal steps
     take off it is the "sum of thresholds": with L1 each takes threshold * lam; with the others it depends on
-    where the parameter is (TL1 pulls less at 0.5 than at 0, MCP not at all beyond gamma * lam). Gradients of
-    the loss can do more or less than that, so this is advice, not a bound.
+    where the parameter is (TL1 pulls less at 0.5 than at 0, MCP not at all beyond gamma * lam). In bfloat16
+    and float16 it is nothing where a step rounds to no change. Gradients of the loss can do more or less
+    than that, so this is advice, not a bound.
+
+    With a penalty on groups of numbers it is the group with the smallest root mean square, and its norm. L1L2
+    counts as L1, which pulls more. Parameters of the splitting methods are left out: they stay dense.
 
     Args:
         optimizer: a ``ProxSGD`` before training.
@@ -28,13 +34,17 @@ def warn_if_unreachable(optimizer: torch.optim.Optimizer, learning_rates: Sequen
         UserWarning: "sum of thresholds 0.28 < 0.5: no scale can reach zero", with the penalty.
     """
     for group in optimizer.param_groups:
-        start = _smallest(group) if group["penalty"] is not None else None
+        if group["penalty"] is None or method_of(group) in (Method.RELAXED, Method.ALTERNATING):
+            continue
+        is_grouped = group["penalty"].rule.form in (Form.NORM, Form.SPARSE)
+        start = _smallest_group(group) if is_grouped else _smallest(group)
         if start is None:
             continue
-        end, taken = _shrink(start, group, learning_rates)
-        if end != 0:
+        is_zero, taken = _shrink(start, group, learning_rates)
+        if not is_zero:
             warnings.warn(
-                f"sum of thresholds {taken:.2g} < {float(start):.2g}: no scale can reach zero with "
+                f"sum of thresholds {taken:.2g} < {_size(start):.2g}: no "
+                f"{'group' if is_grouped else 'scale'} can reach zero with "
                 f"{group['penalty']} in {len(learning_rates)} steps; raise lam or lr, or train longer",
                 UserWarning,
                 stacklevel=2,
@@ -42,21 +52,38 @@ def warn_if_unreachable(optimizer: torch.optim.Optimizer, learning_rates: Sequen
             return
 
 
-def _smallest(group: dict[str, Any]) -> torch.Tensor | None:
+def _smallest(group: dict[str, Any]) -> Tensor | None:
     values = [real(p.detach()).abs().flatten() for p in group["params"] if p.numel()]
     nonzero = [v[v > 0].min() for v in values if (v > 0).any()]
     return min(nonzero, key=float).cpu() if nonzero else None
 
 
-def _shrink(x: torch.Tensor, group: dict[str, Any], learning_rates: Sequence[float]) -> tuple[float, float]:
-    """Where the penalty and weight decay bring x to, and how much of the way is the penalty's."""
+def _smallest_group(group: dict[str, Any]) -> Tensor | None:
+    """The group of numbers with the smallest root mean square above 0, as a slice with all dimensions."""
+    dim, found, least = group["penalty"].rule.dim, None, float("inf")
+    for p in (real(p.detach()) for p in group["params"] if p.numel()):
+        sizes = p.movedim(dim, 0).flatten(1).float().square().mean(1).sqrt()
+        sizes = torch.where(sizes > 0, sizes, torch.inf)
+        if sizes.min() < least:
+            least, found = float(sizes.min()), p.narrow(dim, int(sizes.argmin()), 1).cpu()
+    return found
+
+
+def _shrink(x: Tensor, group: dict[str, Any], learning_rates: Sequence[float]) -> tuple[bool, float]:
+    """Whether the penalty and weight decay bring x to 0, and how much of the way is the penalty's."""
     penalty: Penalty = group["penalty"]
+    if penalty.rule.form == Form.DIFFERENCE:
+        penalty = L1(penalty.rule.lam)
     weight_decay, scale, taken = float(group["weight_decay"]), group["penalty_scale"], 0.0
     inertia = gain({**group, "prox_scale": "matched"})
     for lr in learning_rates:
         decayed = x * (1 - lr * inertia * weight_decay)
         x = penalty.prox(decayed, lr * gain(group) * scale)
-        taken += float(decayed - x)
-        if x == 0:
-            break
-    return float(x), taken
+        taken += _size(decayed) - _size(x)
+        if not x.any():
+            return True, taken
+    return False, taken
+
+
+def _size(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64))
