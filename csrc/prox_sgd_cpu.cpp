@@ -5,19 +5,36 @@
 namespace slimfast {
 namespace {
 
+constexpr int64_t LINE = 64, AHEAD = 512;  // bytes: a cache line; what is asked for while the numbers before it are worked on
+
+// Processors prefetch by themselves, but not across pages, and not where a tensor begins.
+template <class T>
+inline void prefetch(const T* p, const T* g, const T* m) {
+  __builtin_prefetch(p, 1);
+  __builtin_prefetch(g);
+  __builtin_prefetch(m, 1);
+}
+
 template <class T, bool HAS_MOMENTUM, bool HAS_SLOPE>
 inline void step_loop(T* __restrict p, const T* __restrict g, const T* __restrict slope, T* __restrict m, int64_t n,
                       const SgdStep<T> s) {
-  for (int64_t i = 0; i < n; ++i) {
+  auto step_one = [&](int64_t i) {
     T d = s.direction(p[i], g[i]);
     if constexpr (HAS_SLOPE) d += slope[i];
     p[i] = s.template advance<HAS_MOMENTUM>(p[i], d, m + i);
+  };
+  constexpr int64_t WIDTH = LINE / sizeof(T), DISTANCE = AHEAD / sizeof(T);
+  int64_t i = 0;
+  for (; i + WIDTH <= n; i += WIDTH) {
+    prefetch(p + i + DISTANCE, g + i + DISTANCE, HAS_MOMENTUM ? m + i + DISTANCE : p);
+    for (int64_t j = i; j < i + WIDTH; ++j) step_one(j);
   }
+  for (; i < n; ++i) step_one(i);
 }
 
 template <class T>
 SLIMFAST_SIMD void step(T* p, const T* g, T* m, int64_t n, const SgdStep<T>& s) {
-  m ? step_loop<T, true, false>(p, g, p, m, n, s) : step_loop<T, false, false>(p, g, p, m, n, s);
+  m ? step_loop<T, true, false>(p, g, nullptr, m, n, s) : step_loop<T, false, false>(p, g, nullptr, m, n, s);
 }
 
 template <class T>
@@ -248,11 +265,22 @@ void run_tensor(const SgdTensor& t, const Constants& c, const SgdStep<T>& s, int
   for (int64_t i = first; i < last; ++i) TileStep<T>(t, c, s, units[i], scratch.data()).run();
 }
 
+// The first numbers of a tensor.
+void prefetch_head(const SgdTensor& t) {
+  const int64_t bytes = std::min(AHEAD, t.numel * 4);
+  for (int64_t i = 0; i < bytes; i += LINE) {
+    const auto at = [i](const void* memory) { return static_cast<const char*>(memory) + i; };
+    prefetch(at(t.param), at(t.grad), at(t.momentum ? t.momentum : t.param));
+  }
+}
+
 void run_range(const SgdTensor* tensors, int64_t count, const std::vector<Constants>& groups, int64_t begin, int64_t end) {
+  constexpr int64_t NEXT = 4;
   for (int64_t i = 0, start = 0; i < count && start < end; start += tensors[i++].numel) {
     const SgdTensor& t = tensors[i];
     const int64_t from = std::max<int64_t>(begin - start, 0), to = std::min(end - start, t.numel);
     if (from >= to) continue;
+    if (i + NEXT < count) prefetch_head(tensors[i + NEXT]);
     const Constants& c = groups[t.group];
     if (t.param_type == Number::F64) run_tensor(t, c, c.wide, from, to);
     else run_tensor(t, c, c.single, from, to);

@@ -13,12 +13,18 @@
 #include "prox_sgd.h"
 
 // at::Tensor is one pointer to its TensorImpl: the address of such a pointer is a handle for torch's C functions. None of
-// these reads .grad; declaring this one accessor of libc10 by hand saves ATen's headers, about a minute to compile.
+// these reads .grad or counts versions; declaring the two by hand saves ATen's headers, about a minute to compile.
 namespace c10 {
 struct TensorImpl {
   AtenTensorOpaque& grad() const;  // at::Tensor const&, in fact
 };
 }  // namespace c10
+namespace at {
+class Tensor;
+}
+namespace torch::autograd::impl {
+void bump_version(const at::Tensor&);
+}
 
 namespace py = pybind11;
 
@@ -32,6 +38,26 @@ struct Layout {
   int32_t dtype;
 
   Around around(int64_t which) const { return around_dim(sizes, strides, dim, which); }
+};
+
+// Where caches are cold, a check waits for a dozen places in memory, each known only from the last one. Asked for
+// in stages, a few tensors ahead, those of many tensors arrive together. A prefetch cannot fault: that words 2, 3 and 5
+// of a TensorImpl lead to its storage, autograd's part and version counter may be wrong without harm.
+class Prefetch {
+ public:
+  static void line(const void* address) { __builtin_prefetch(address); }
+
+  static void tensor(const c10::TensorImpl* impl) {
+    for (int64_t byte : {0, 64, 128, 191}) line(reinterpret_cast<const char*>(impl) + byte);
+  }
+  static void storage(const c10::TensorImpl* impl) { line(word(impl, 2)); }
+  static void autograd(const c10::TensorImpl* impl) {
+    line(word(impl, 3));
+    line(word(impl, 5));
+  }
+
+ private:
+  static const void* word(const c10::TensorImpl* impl, int i) { return reinterpret_cast<void* const*>(impl)[i]; }
 };
 
 // What torch's C functions tell about a tensor. They fail only for tensors without memory, which `matches` refuses.
@@ -91,6 +117,14 @@ class PyTensor {
   py::object object() const { return object_; }
   Handle handle() const { return Handle(impl_); }
   Handle grad() const { return Handle(&impl_->grad()); }
+  const c10::TensorImpl* impl() const { return impl_; }
+  const c10::TensorImpl* grad_impl() const { return reinterpret_cast<c10::TensorImpl* const&>(impl_->grad()); }
+  void bump_version() const { torch::autograd::impl::bump_version(reinterpret_cast<const at::Tensor&>(impl_)); }
+
+  void prefetch() const {
+    Prefetch::line(slot_);
+    Prefetch::tensor(impl_);
+  }
 
  private:
   py::object object_;
@@ -107,6 +141,7 @@ class Slot {
 
   explicit operator bool() const { return tensor_.has_value(); }
   Handle handle() const { return tensor_->handle(); }
+  const PyTensor* tensor() const { return tensor_ ? &*tensor_ : nullptr; }
 
   bool is_stale(PyObject* state) const {
     PyObject* now = PyDict_GetItemWithError(state, key_.ptr());
@@ -131,6 +166,25 @@ struct Entry {
     if (state.is_none()) return false;
     if (Py_REFCNT(state.ptr()) == 1) return true;
     return momentum.is_stale(state.ptr()) || (has_auxiliary && auxiliary.is_stale(state.ptr()));
+  }
+
+  static constexpr int STAGES = 4;
+  void prefetch(int stage) const {
+    const PyTensor* buffer = momentum.tensor();
+    switch (stage) {
+      case 0:
+        param.prefetch();
+        if (buffer) buffer->prefetch();
+        return Prefetch::line(state.ptr());
+      case 1:
+        Prefetch::storage(param.impl());
+        Prefetch::autograd(param.impl());
+        if (buffer) Prefetch::storage(buffer->impl());
+        if (buffer) Prefetch::line(reinterpret_cast<PyDictObject*>(state.ptr())->ma_keys);
+        return;
+      case 2: return Prefetch::tensor(param.grad_impl());
+      default: return Prefetch::storage(param.grad_impl());
+    }
   }
 };
 
@@ -161,7 +215,6 @@ class StepPlan {
  public:
   // params: for each group its list of parameters; states: in the same order, each parameter's state dict or None.
   StepPlan(py::list params, py::list states) : momentum_key_(interned("momentum_buffer")), auxiliary_key_(interned("auxiliary")) {
-    increment_version_ = py::module_::import("torch._C").attr("_increment_version");
     for (size_t group = 0; group < params.size(); ++group) {
       auto list = params[group].cast<py::list>();
       auto dicts = states[group].cast<py::list>();
@@ -169,7 +222,6 @@ class StepPlan {
       std::vector<Entry> entries;
       for (size_t i = 0; i < list.size(); ++i) {
         entries.push_back(entry(list[i], dicts[i]));
-        all_params_.append(list[i]);
       }
       groups_.push_back(std::move(entries));
     }
@@ -189,14 +241,12 @@ class StepPlan {
     }
     slimfast_prox_sgd_cpu(table_.data(), static_cast<int64_t>(table_.size()), hyper_.data(),
                           static_cast<int64_t>(hyper_.size()), &scaler);
-    increment_version();
+    for (const Entry* entry : changed_) entry->param.bump_version();  // lets autograd notice, as after any in-place op
     return true;
   }
 
  private:
   py::str momentum_key_, auxiliary_key_;
-  py::object increment_version_;
-  py::list all_params_;
   std::vector<py::list> lists_;
   std::vector<std::vector<Entry>> groups_;
   std::vector<SgdGroup> hyper_;
@@ -233,39 +283,39 @@ class StepPlan {
             static_cast<Kind>(whole(0)), static_cast<Form>(whole(1)), whole(2), static_cast<Method>(whole(3)), whole(4)};
   }
 
-  // Lets autograd notice the change, as after any in-place op.
-  void increment_version() {
-    if (changed_.size() == all_params_.size()) {
-      increment_version_(all_params_);
-      return;
-    }
-    py::list some;
-    for (const Entry* entry : changed_) some.append(entry->param.object());
-    increment_version_(some);
-  }
-
   bool gather(size_t group, PyObject* list) {
     const auto& entries = groups_[group];
     if (list != lists_[group].ptr() || PyList_GET_SIZE(list) != static_cast<Py_ssize_t>(entries.size())) return false;
+    constexpr int64_t AHEAD = 4;  // tensors between two stages
+    const int64_t n = static_cast<int64_t>(entries.size());
+    for (int64_t i = -Entry::STAGES * AHEAD; i < n; ++i) {
+      for (int stage = 0; stage < Entry::STAGES; ++stage) {
+        const int64_t later = i + (Entry::STAGES - stage) * AHEAD;
+        if (later >= 0 && later < n) entries[later].prefetch(stage);
+      }
+      if (i >= 0 && !add(entries[i], PyList_GET_ITEM(list, i), static_cast<int32_t>(group))) return false;
+    }
+    return true;
+  }
+
+  // Enters a parameter that has a gradient into the table; false where only the op can serve it.
+  bool add(const Entry& entry, PyObject* param, int32_t group) {
     const SgdGroup& h = hyper_[group];
     const bool has_momentum = h.has(HAS_MOMENTUM), has_auxiliary = h.method == Method::ALTERNATING;
-    for (size_t i = 0; i < entries.size(); ++i) {
-      const Entry& entry = entries[i];
-      if (!entry.param.is(PyList_GET_ITEM(list, i)) || entry.is_stale(has_auxiliary)) return false;
-      const Handle grad = entry.param.grad();
-      if (!grad.is_defined() || entry.numel == 0) continue;
-      if ((has_momentum && !entry.momentum) || (has_auxiliary && !entry.auxiliary)) return false;
-      if (h.is_grouped() && h.dim >= entry.layout.dim) return false;
-      const Around around = h.is_grouped() ? entry.layout.around(h.dim) : Around{1, entry.numel};
-      const SgdTensor row{entry.param.handle().data(entry.layout), grad.data(entry.layout),
-                          has_momentum ? entry.momentum.handle().data(entry.layout) : nullptr,
-                          has_auxiliary ? entry.auxiliary.handle().data(entry.layout) : nullptr,
-                          entry.numel, around.outer, around.inner, static_cast<int32_t>(group),
-                          entry.number, entry.number, entry.number, entry.number};
-      if (!row.param || !row.grad || (has_momentum && !row.momentum) || (has_auxiliary && !row.auxiliary)) return false;
-      table_.push_back(row);
-      changed_.push_back(&entry);
-    }
+    if (!entry.param.is(param) || entry.is_stale(has_auxiliary)) return false;
+    const Handle grad = entry.param.grad();
+    if (!grad.is_defined() || entry.numel == 0) return true;
+    if ((has_momentum && !entry.momentum) || (has_auxiliary && !entry.auxiliary)) return false;
+    if (h.is_grouped() && h.dim >= entry.layout.dim) return false;
+    const Around around = h.is_grouped() ? entry.layout.around(h.dim) : Around{1, entry.numel};
+    const SgdTensor row{entry.param.handle().data(entry.layout), grad.data(entry.layout),
+                        has_momentum ? entry.momentum.handle().data(entry.layout) : nullptr,
+                        has_auxiliary ? entry.auxiliary.handle().data(entry.layout) : nullptr,
+                        entry.numel, around.outer, around.inner, group,
+                        entry.number, entry.number, entry.number, entry.number};
+    if (!row.param || !row.grad || (has_momentum && !row.momentum) || (has_auxiliary && !row.auxiliary)) return false;
+    table_.push_back(row);
+    changed_.push_back(&entry);
     return true;
   }
 };
