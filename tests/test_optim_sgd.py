@@ -325,26 +325,6 @@ def test_gradients_are_never_written_and_autograd_notices_the_step() -> None:
                 loss.backward()
 
 
-@pytest.mark.parametrize("fused", [None, True])
-def test_grad_scaler_skips_a_first_step_with_inf(fused: bool | None) -> None:
-    """torch's fused SGD leaves the momentum buffer uninitialised there."""
-    p = nn.Parameter(torch.ones(3))
-    optimizer = ProxSGD([p], lr=0.1, momentum=0.9, fused=fused, penalty=L1(0.1))
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    scaler.scale(torch.zeros(1))
-    p.grad = torch.full_like(p, torch.inf)
-    scaler.step(optimizer)
-    scaler.update()
-    assert_same(p.data, torch.ones(3))
-    assert not optimizer.state
-    assert scaler.get_scale() == 2.0
-    p.grad = torch.full_like(p, 2.0)
-    scaler.step(optimizer)
-    scaler.update()
-    assert_same(optimizer.state[p]["momentum_buffer"], torch.ones(3))
-    torch.testing.assert_close(p.data, torch.full((3,), 1 - 0.1 - 0.1 / (1 - 0.9) * 0.1))
-
-
 def test_named_parameters_and_groups_added_later() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     optimizer = ProxSGD(list(model[0].named_parameters()), lr=0.1, penalty=L1(0.5))

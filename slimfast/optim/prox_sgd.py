@@ -137,7 +137,7 @@ class ProxSGD(torch.optim.SGD):
             fused=fused,
         )
         self.defaults.update(self.__dict__.pop("_own_defaults"))
-        self._step_supports_amp_scaling = False
+        self._step_supports_amp_scaling = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as for any torch optimizer; ``penalty`` may also be a dict from ``Penalty.to_dict``.
@@ -189,13 +189,12 @@ class ProxSGD(torch.optim.SGD):
         ]
 
     def _step_by_plan(self, rows: list[Row], grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
-        if grad_scale is not None or found_inf is not None:
-            return False
         if self._plan is None:
             self._plan = _plan.build(self.param_groups, self.state)
         if self._plan is None:
             return False
-        served: bool = self._plan.step([group["params"] for group in self.param_groups], rows)
+        params = [group["params"] for group in self.param_groups]
+        served: bool = self._plan.step(params, rows, grad_scale, found_inf)
         if not served:
             self._plan = None  # the next step builds one for what it then finds
         return served
@@ -295,4 +294,4 @@ class ProxSGD(torch.optim.SGD):
         self.__dict__.setdefault("capturable", False)
         self.__dict__.setdefault("_kept_tables", _tables.Kept())
         self._plan = None
-        self._step_supports_amp_scaling = False
+        self._step_supports_amp_scaling = True
