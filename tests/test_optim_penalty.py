@@ -32,16 +32,6 @@ def double(value: float) -> nn.Parameter:
 
 
 @pytest.mark.parametrize("kwargs", MOMENTA)
-@pytest.mark.parametrize("method", ["prox", "subgradient"])
-@pytest.mark.parametrize(("penalty", "minimiser"), [(L1(0.5), 0.5), (MCP(0.5, 4.0), 2 / 3)])
-def test_minimises_the_loss_plus_the_penalty_whatever_the_momentum(
-    kwargs: dict[str, Any], method: Any, penalty: Penalty, minimiser: float
-) -> None:
-    optimizer = ProxSGD([double(2.0)], lr=0.01, penalty=penalty, method=method, **kwargs)
-    assert minimise(optimizer) == pytest.approx(minimiser, abs=1e-9)
-
-
-@pytest.mark.parametrize("kwargs", MOMENTA)
 def test_reaches_an_exact_positive_zero_and_stays(kwargs: dict[str, Any]) -> None:
     for sign in (1, -1):
         x = double(2.0 * sign)
