@@ -37,7 +37,9 @@ lint: .venv/ready-test
 	$(BIN)/mypy
 
 bench: .venv/ready-test  ## every kernel against every alternative, in one run
+	mkdir -p runs
 	$(BIN)/pytest bench --benchmark-only --benchmark-json runs/bench.json
+	$(BIN)/python bench/report.py runs/bench.json --charts runs/bench
 
 clean:
 	rm -rf .venv build runs slimfast/_lib *.egg-info

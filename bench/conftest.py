@@ -1,15 +1,15 @@
-"""Fair timing: every variant in the same process, by turns, after its results were checked."""
+"""The `compare` fixture: all variants of one question in one test, timed by turns."""
 
+import os
 import platform
-import random
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timing
 import torch
+import triton
 from pytest_benchmark.fixture import BenchmarkFixture
 
 Compare = Callable[..., dict[str, float]]
@@ -22,58 +22,59 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["slimfast"] = {
         "cpu": ", ".join(sorted(names)) or platform.processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": torch.get_num_threads(),
+        "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
     }
 
 
 @pytest.fixture
 def compare(benchmark: BenchmarkFixture) -> Compare:
-    """Times variants round-robin, in a new random order every round, and records the medians in seconds.
+    """Times variants round-robin, and records the medians in microseconds; the first variant is ours.
 
     pytest-benchmark times one function after the other, and machines drift in between; so one test holds
-    all variants of one question. The first is ours: pytest-benchmark's own table shows that one alone.
-    `extra_info` gets every median and lower quartile, the ratios to ours and, with the bytes that must move,
-    ours as a share of the bandwidth of a plain copy in the same rounds.
+    all variants of one question. pytest-benchmark's own table says nothing; `extra_info` has what
+    bench/report.py shows: the medians by every clock (see timing.py) and what could not be measured, and why.
+
+    Args of the fixture's function:
+        variants: what to time; each has buffers of its own, so that it finds the caches cold.
+        floors: what the machine can do at best, timed in the same rounds.
+        device: "cpu" or "cuda", where the variants run.
+        also_warm: time each variant several times in a row too.
+        absent: variants that cannot be measured here, with the reason.
+        compile_s: seconds that compiling a variant took.
     """
 
     def run(
-        variants: Mapping[str, Callable[[], Any]], *, rounds: int = 30, bytes_moved: int | None = None
+        variants: Mapping[str, Callable[[], Any]],
+        *,
+        rounds: int = 30,
+        floors: Mapping[str, Callable[[], Any]] | None = None,
+        device: str = "cpu",
+        also_warm: bool = False,
+        absent: Mapping[str, str] | None = None,
+        compile_s: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
-        functions = dict(variants)
-        ours = next(iter(functions))
-        if bytes_moved is not None:
-            source = torch.empty(bytes_moved // 2, dtype=torch.uint8).fill_(1)
-            target = torch.empty_like(source)
-            functions["copy of as many bytes"] = lambda: target.copy_(source)
-        seconds = _round_robin(functions, rounds)
-        medians = {name: statistics.median(values) for name, values in seconds.items()}
-        benchmark.extra_info |= {
+        functions = {**variants, **(floors or {})}
+        clocks = timing.cold(functions, rounds, device)
+        medians = timing.microseconds(clocks["median"])
+        info: dict[str, Any] = {
+            "device": device,
             "threads": torch.get_num_threads(),
-            "median_us": {name: 1e6 * value for name, value in medians.items()},
-            "lower_quartile_us": {
-                name: 1e6 * statistics.quantiles(values, n=4)[0] for name, values in seconds.items()
-            },
-            "times_ours": {name: value / medians[ours] for name, value in medians.items()},
+            "median_us": medians,
+            "lower_quartile_us": timing.microseconds(clocks["median"], timing.lower_quartile),
+            "floors": list(floors or {}),
+            "absent": dict(absent or {}),
+            "compile_s": dict(compile_s or {}),
         }
-        if bytes_moved is not None:
-            benchmark.extra_info["share_of_copy_bandwidth"] = medians["copy of as many bytes"] / medians[ours]
-        benchmark.pedantic(functions[ours], rounds=5, warmup_rounds=1)
+        for clock in clocks.keys() - {"median"}:
+            info[f"{clock}_us"] = timing.microseconds(clocks[clock])
+        if also_warm:
+            info["warm_us"] = timing.microseconds(timing.warm(functions, max(rounds // 5, 3), device))
+        benchmark.extra_info |= info
+        benchmark.pedantic(functions[next(iter(functions))])  # once: its own table wants one number
         return medians
 
     return run
-
-
-def _round_robin(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    order, seconds = list(functions), {name: [] for name in functions}
-    for turn in range(rounds + 3):
-        random.Random(turn).shuffle(order)
-        for name in order:
-            start = time.perf_counter()
-            functions[name]()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn >= 3:  # the first rounds allocate and plan
-                seconds[name].append(time.perf_counter() - start)
-    return seconds

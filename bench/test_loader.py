@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from pytest_benchmark.fixture import BenchmarkFixture
+from conftest import Compare
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -33,17 +33,14 @@ class OneByOne(Dataset[tuple[Tensor, int]]):
 
 @pytest.mark.parametrize("batch_size", [64, 128])
 @pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 32)])
-@pytest.mark.parametrize("implementation", ["Loader", "DataLoader"])
-def test_epoch(
-    benchmark: BenchmarkFixture, implementation: str, channels: int, side: int, batch_size: int
-) -> None:
+def test_epoch(compare: Compare, channels: int, side: int, batch_size: int) -> None:
     images = torch.randint(0, 256, (PICTURES, channels, side, side), dtype=torch.uint8)
     labels = torch.arange(PICTURES) % 10
     pictures = ImageSet(images, labels, tuple("0123456789"), (0.5,) * channels, (0.25,) * channels)
-    batches: Batches = (
-        Loader(pictures, batch_size, shuffle=True, augment="pad-crop-flip")
-        if implementation == "Loader"
-        else TorchLoader(DataLoader(OneByOne(pictures), batch_size=batch_size, shuffle=True))
-    )
-    benchmark.group = f"epoch of {PICTURES} pictures {channels}x{side}x{side}, batch {batch_size}"
-    assert benchmark(lambda: sum(len(y) for _, y in batches)) == PICTURES
+    loaders: dict[str, Batches] = {
+        "Loader": Loader(pictures, batch_size, shuffle=True, augment="pad-crop-flip"),
+        "DataLoader": TorchLoader(DataLoader(OneByOne(pictures), batch_size=batch_size, shuffle=True)),
+    }
+    epochs = {name: lambda loader=loader: sum(len(y) for _, y in loader) for name, loader in loaders.items()}
+    assert [epoch() for epoch in epochs.values()] == [PICTURES, PICTURES]
+    compare(epochs, rounds=5)

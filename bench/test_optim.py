@@ -1,104 +1,102 @@
 """A step with an L1 penalty on BatchNorm scales: ProxSGD against what users write with torch's SGD."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import bandwidth
 import pytest
 import torch
 from conftest import Compare
-from torch import Tensor, nn
+from steps import (
+    COMMON,
+    DEVICE,
+    LAM,
+    LR,
+    NETS,
+    TORCH,
+    Contender,
+    Step,
+    batchnorm_scales,
+    captured,
+    check_equal,
+    network,
+    numbers_in,
+    sgd,
+    with_foreach_prox,
+    with_loop,
+)
+from torch import nn
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
+from torch._inductor.utils import fresh_cache
 from torch.optim import SGD
 
-from slimfast import models
 from slimfast.optim import ProxSGD, param_groups
 from slimfast.penalties import L1
 
-LR, MOMENTUM, DECAY, LAM = 0.1, 0.9, 1e-4, 1e-4
-COMMON: dict[str, Any] = {"lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY}
-TORCH = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
-Step = Callable[[], Any]
+Family = dict[str, Contender]
+PENALISED: dict[str, tuple[str, Callable[[Contender], Step]]] = {
+    "prox": (" + foreach prox", with_foreach_prox),
+    "subgradient": (" + BN loop", with_loop),
+    "none": ("", lambda plain: plain.step),
+}
+OURS = {"prox": "ProxSGD", "subgradient": "ProxSGD subgradient", "none": "ProxSGD without penalty"}
+PAT = "torchao PAT on SGD fused"
 
 
-def network(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    model = models.build(name)
-    for p in model.parameters():
-        p.grad = torch.randn_like(p)
-    return model
+def ours(model: nn.Module, method: str) -> Contender:
+    if method == "none":
+        optimizer = ProxSGD(param_groups(model), **COMMON)
+    else:
+        optimizer = ProxSGD(param_groups(model, bn=L1(LAM)), **COMMON, method=method)
+    return Contender(model, optimizer, optimizer.step)
 
 
-def ours(model: nn.Module, **kwargs: Any) -> Step:
-    return ProxSGD(param_groups(model, **kwargs.pop("groups", {})), **COMMON, **kwargs).step
+def family(name: str, method: str, forms: dict[str, dict[str, Any]]) -> Family:
+    """Ours first, then torch's forms doing the same; on a GPU each as a CUDA graph too."""
+    suffix, penalty = PENALISED[method]
+
+    def torchs(how: dict[str, Any]) -> Contender:
+        contender = sgd(network(name), **how)
+        contender.step = penalty(contender)
+        return contender
+
+    makers: dict[str, Callable[[], Contender]] = {OURS[method]: lambda: ours(network(name), method)}
+    makers |= {f"SGD {form}{suffix}": lambda how=how: torchs(how) for form, how in forms.items()}
+    found = {label: make() for label, make in makers.items()}
+    if DEVICE == "cuda":
+        for label, make in makers.items():
+            found[f"{label}, CUDA graph"] = contender = make()
+            contender.step = captured(contender.step)
+    return found
 
 
-def with_loop(model: nn.Module, **kwargs: Any) -> Step:
-    """As in every network slimming script: sign(gamma) added to the gradient, module by module."""
-    optimizer = SGD(model.parameters(), **COMMON, **kwargs)
-
-    def step() -> None:
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.grad.data.add_(LAM * torch.sign(module.weight.data))
-        optimizer.step()
-
-    return step
-
-
-@torch.no_grad()
-def shrink(scales: list[Tensor], threshold: float) -> None:
-    sizes = torch._foreach_abs(scales)
-    torch._foreach_sub_(sizes, threshold)
-    torch._foreach_clamp_min_(sizes, 0)
-    torch._foreach_mul_(sizes, torch._foreach_sign(scales))
-    torch._foreach_copy_(scales, sizes)
-
-
-def with_foreach_prox(model: nn.Module, **kwargs: Any) -> Step:
-    """The best that torch's own ops can do for exact zeros."""
-    optimizer = SGD(model.parameters(), **COMMON, **kwargs)
-    scales = [module.weight for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-
-    def step() -> None:
-        optimizer.step()
-        shrink(scales, LAM * LR / (1 - MOMENTUM))
-
-    return step
-
-
-def plain(model: nn.Module, **kwargs: Any) -> Step:
-    return SGD(model.parameters(), **COMMON, **kwargs).step
-
-
-def families() -> dict[str, dict[str, Callable[[nn.Module], Step]]]:
-    """Variants that must compute the same, ours first."""
-    penalised = {"groups": {"bn": L1(LAM)}}
-
-    def torchs(make: Callable[..., Step], suffix: str) -> dict[str, Callable[[nn.Module], Step]]:
-        return {f"SGD {n}{suffix}": lambda model, kw=kw: make(model, **kw) for n, kw in TORCH.items()}
-
-    return {
-        "prox": {"ProxSGD": lambda m: ours(m, **penalised)} | torchs(with_foreach_prox, " + foreach prox"),
-        "subgradient": {"ProxSGD subgradient": lambda m: ours(m, method="subgradient", **penalised)}
-        | torchs(with_loop, " + BN loop"),
-        "none": {"ProxSGD without penalty": ours} | torchs(plain, ""),
-    }
-
-
-def after_steps(name: str, make: Callable[[nn.Module], Step]) -> list[Tensor]:
+def pat(name: str) -> tuple[Family, dict[str, str]]:
+    """torchao's proximal wrapper; its threshold grows with the sum of all lr, so its results are its own."""
+    try:
+        from torchao.prototype.pat.optim import PruneOptimizer
+    except ImportError:
+        return {}, {PAT: "torchao is not installed"}
     model = network(name)
-    step = make(model)
-    for seed in range(3):
-        torch.manual_seed(seed)
-        for p in model.parameters():
-            p.grad = torch.randn_like(p)
-        step()
-    return [p.detach() for p in model.parameters()]
+    scales = batchnorm_scales(model)
+    rest = [p for p in model.parameters() if all(p is not scale for scale in scales)]
+    lasso = {"params": scales, "prox_type": "ProxLasso", "group_type": "ElemGrouper", "reg_lambda": LAM}
+    optimizer = PruneOptimizer(SGD([{"params": rest}, lasso], **COMMON, fused=True))
+    return {PAT: Contender(model, optimizer, optimizer.step)}, {}
 
 
 ALL_THREADS = torch.get_num_threads()
 
 
-@pytest.fixture(params=sorted({1, ALL_THREADS}), ids=lambda n: f"threads{n}")
+def named(threads: int) -> str:
+    return f"threads{threads}" if DEVICE == "cpu" else DEVICE
+
+
+EVERY = sorted({1, ALL_THREADS}) if DEVICE == "cpu" else [ALL_THREADS]
+
+
+@pytest.fixture
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     """torch's small ops are often faster on one thread: both are measured, the better one is the rival."""
     torch.set_num_threads(request.param)
@@ -107,14 +105,69 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("name", ["resnet164", "vgg19", "densenet40", "resnet50"])
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("threads", EVERY, ids=named, indirect=True)
 def test_step(compare: Compare, name: str) -> None:
-    for family in families().values():
-        results = [after_steps(name, make) for make in family.values()]
-        for other in results[1:]:
-            torch.testing.assert_close(results[0], other, rtol=1e-5, atol=1e-6)
-    variants = {
-        label: make(network(name)) for family in families().values() for label, make in family.items()
-    }
-    numbers = sum(p.numel() for p in network(name).parameters())
-    compare(variants, bytes_moved=20 * numbers, rounds=15 if numbers > 1e7 else 40)
+    contenders: Family = {}
+    for method in PENALISED:
+        equals = family(name, method, TORCH)
+        check_equal(list(equals.values()))
+        contenders |= equals
+    others, absent = pat(name)
+    numbers = numbers_in(name)
+    compare(
+        {label: contender.step for label, contender in (contenders | others).items()},
+        rounds=20 if numbers > 1e7 else 100,
+        floors=bandwidth.step_floors(numbers, DEVICE),
+        device=DEVICE,
+        also_warm=name in ("resnet164", "densenet40"),
+        absent=absent,
+    )
+
+
+def compiled(name: str) -> tuple[Contender, float]:
+    """torch.compile of SGD's step, with momentum there and lr a tensor so that nothing compiles twice."""
+    contender = sgd(network(name), foreach=True)
+    contender.optimizer.param_groups[0]["lr"] = torch.tensor(LR, device=DEVICE)
+    contender.step()
+    contender.restore()
+    contender.step = torch.compile(contender.optimizer.step)
+    started = time.perf_counter()
+    with fresh_cache():  # what a user waits for the first time
+        contender.step()
+    return contender, time.perf_counter() - started
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Profiler record function")
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("threads", EVERY[:1], ids=named, indirect=True)
+def test_compiled(compare: Compare, name: str) -> None:
+    """torch.compile(SGD.step), a test of its own because compiling takes a minute.
+
+    One compiled step serves all three forms, which therefore share their buffers.
+    """
+    try:
+        cpp_builder.get_cpp_compiler()
+    except InvalidCxxCompiler:
+        pytest.skip("torch.compile finds no C++ compiler")
+    step, seconds = compiled(name)
+    contenders: Family = {}
+    for method, (suffix, penalty) in PENALISED.items():
+        equals = family(name, method, {"fused": {"fused": True}})
+        both = penalty(step)
+        equals[f"SGD compiled{suffix}"] = Contender(step.model, step.optimizer, both)
+        if DEVICE == "cuda":
+            equals[f"SGD compiled{suffix}, CUDA graph"] = Contender(
+                step.model, step.optimizer, captured(both)
+            )
+        check_equal(list(equals.values()))
+        contenders |= equals
+    numbers = numbers_in(name)
+    compare(
+        {label: contender.step for label, contender in contenders.items()},
+        rounds=20 if numbers > 1e7 else 100,
+        floors=bandwidth.step_floors(numbers, DEVICE),
+        device=DEVICE,
+        compile_s={"SGD compiled": seconds},
+    )
