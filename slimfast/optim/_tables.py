@@ -42,7 +42,9 @@ def _write(table: Tensor, tensors: Tensors, row: int, group: int) -> None:
 
 def is_capturing() -> bool:
     """Whether kernels go into a CUDA graph now, and do not run."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    if torch.compiler.is_compiling() or not torch.cuda.is_initialized():
+        return False
+    return torch.cuda.is_current_stream_capturing()
 
 
 class Kept:

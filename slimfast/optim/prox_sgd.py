@@ -175,6 +175,8 @@ class ProxSGD(torch.optim.SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if _tables.is_capturing():
+            self._check_capture()
         grad_scale, found_inf = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
         keeps_tensors = self.capturable or torch.compiler.is_compiling()
         tensors = _tables.tensors_in(self.param_groups) if keeps_tensors else {}
@@ -202,13 +204,10 @@ class ProxSGD(torch.optim.SGD):
     def _step_by_op(
         self, rows: list[Row], tensors: _tables.Tensors, grad_scale: Tensor | None, found_inf: Tensor | None
     ) -> None:
-        is_capturing = not torch.compiler.is_compiling() and _tables.is_capturing()
-        if is_capturing:
-            self._check_capture()
         for device, batch in batches(self.param_groups, rows, self.state).items():
             if batch.first and found_inf is not None and found_inf.item() != 0:
                 return  # else what was not a first step would pass for one
-            if is_capturing and batch.created:
+            if batch.created and _tables.is_capturing():
                 raise RuntimeError(
                     "step: captured in a CUDA graph before the first step; take one step first"
                 )
