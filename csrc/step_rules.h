@@ -9,7 +9,7 @@ enum class Number : int8_t { F32, F64, BF16, F16 };
 
 enum class Form : int32_t { ELEMENTWISE = 0, NORM = 1, SPARSE = 2, DIFFERENCE = 3 };
 enum class Method : int32_t { PROX = 0, SUBGRADIENT = 1, RELAXED = 2, ALTERNATING = 3 };
-enum Flag : int32_t { NESTEROV = 1, MAXIMIZE = 2, FIRST_STEP = 4, FREEZE_ZEROS = 8, HAS_MOMENTUM = 16 };
+enum Flag : int32_t { NESTEROV = 1, MAXIMIZE = 2, FIRST_STEP = 4, FREEZE_ZEROS = 8, HAS_MOMENTUM = 16, AMSGRAD = 32 };
 
 // GradScaler's one-element tensors, null without it.
 struct Scaler {

@@ -29,6 +29,7 @@ from typing import Any
 
 import conv_truth
 import penalty_truth as penalty
+import prox_adamw_truth
 import prox_sgd_truth
 import torch
 from mpmath import mpf
@@ -165,6 +166,14 @@ OPS = [
         triton="penalty_grad",
     ),
     Op("conv", conv_truth.CALLS, conv_truth.conv, Twice(conv_truth.conv), NARROW, triton="conv"),
+    Op(
+        "prox_adamw_",
+        prox_adamw_truth.CALLS,
+        prox_adamw_truth.step,
+        Twice(prox_adamw_truth.step),
+        NARROW,
+        triton="prox_adamw",
+    ),
     Op(
         "prox_sgd_",
         prox_sgd_truth.CALLS,

@@ -5,4 +5,5 @@ from slimfast.ops.group_prox import group_prox as group_prox
 from slimfast.ops.penalty_grad import penalty_grad as penalty_grad
 from slimfast.ops.penalty_value import penalty_value as penalty_value
 from slimfast.ops.prox import prox as prox
+from slimfast.ops.prox_adamw import prox_adamw_ as prox_adamw_
 from slimfast.ops.prox_sgd import prox_sgd_ as prox_sgd_

@@ -53,13 +53,14 @@ class Method(IntEnum):
 
 
 class Flag(IntFlag):
-    """What else a step does; the bits are those of ``csrc/prox_sgd.h``."""
+    """What else a step does; the bits are those of ``csrc/step_rules.h``."""
 
     NESTEROV = 1
     MAXIMIZE = 2
     FIRST_STEP = 4  # the momentum buffers hold nothing yet: they become the gradient, whatever the dampening
     FREEZE_ZEROS = 8  # what is 0 stays 0
     HAS_MOMENTUM = 16
+    AMSGRAD = 32
 
 
 def check_tensor(x: Tensor) -> None:

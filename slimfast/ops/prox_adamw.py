@@ -1,0 +1,161 @@
+"""The optimizer step of ``ProxAdamW`` for lists of tensors."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from slimfast.ops import _register
+from slimfast.ops._group_search import shrink
+from slimfast.ops._kinds import Flag, Kind, Method
+from slimfast.ops.penalty_grad import reference as penalty_grad
+from slimfast.ops.prox_sgd import StepRule
+
+SCHEMA = (
+    "prox_adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+    "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, int[] group, int[] rules, Tensor hyper, "
+    "Tensor? grad_scale=None, Tensor? found_inf=None) -> ()"
+)
+
+
+class AdamHyper(NamedTuple):
+    """A row of ``hyper``."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    lam: float
+    shape: float
+    group_lam: float
+    penalty_scale: float
+
+
+def reference(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    group: Sequence[int],
+    rules: Sequence[int],
+    hyper: Tensor,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """The algorithm, one tensor after the other; arguments as in ``prox_adamw_``."""
+    if found_inf is not None and found_inf.item() != 0:
+        return
+    rows, tops = [AdamHyper(*row) for row in hyper.tolist()], iter(max_exp_avg_sqs)
+    for param, grad, mean, square, step, i in zip(
+        params, grads, exp_avgs, exp_avg_sqs, steps, group, strict=True
+    ):
+        h, rule = rows[i], StepRule(*rules[5 * i : 5 * i + 5])
+        p, g = _widen(param), _widen(grad)
+        g = g if grad_scale is None else g / grad_scale.item()
+        g = -g if rule.flags & Flag.MAXIMIZE else g
+        if rule.method == Method.SUBGRADIENT and rule.kind != Kind.NONE:
+            g = g.add(penalty_grad(p, rule.kind, h.lam, h.shape), alpha=h.penalty_scale)
+        m = _widen(mean).lerp(g, 1 - h.beta1)
+        v = _widen(square).mul(h.beta2).addcmul_(g, g, value=1 - h.beta2)
+        largest = v
+        if rule.flags & Flag.AMSGRAD:
+            top = next(tops)
+            largest = torch.maximum(_widen(top), v)
+            top.copy_(largest)
+        count = step.item() + 1
+        denominator = (largest.sqrt() / (1 - h.beta2**count) ** 0.5).add_(h.eps)
+        if h.lr != 0:
+            p = p.mul(1 - h.lr * h.weight_decay).addcdiv_(m, denominator, value=-h.lr / (1 - h.beta1**count))
+        if rule.method == Method.PROX and h.lr * h.penalty_scale != 0:
+            p = _prox_in_metric(p, rule, h, h.lr * h.penalty_scale / denominator.double())
+        for to, value in ((param, p), (mean, m), (square, v), (step, count)):
+            to.copy_(value) if isinstance(value, Tensor) else to.fill_(value)
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _prox_in_metric(x: Tensor, rule: StepRule, h: AdamHyper, step: Tensor) -> Tensor:
+    """argmin_u sum (u - x)^2 / (2 step) + penalty(u), with a step of each number's own."""
+    if rule.kind == Kind.NONE or h.lam == 0:
+        return x
+    wide = x.double()
+    z = wide.abs()
+    u = shrink(z, Kind(rule.kind), h.lam, h.shape, step)
+    return torch.where(z < math.inf, torch.where(wide < 0, 0.0 - u, u), wide).to(x.dtype)
+
+
+def prox_adamw_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    group: Sequence[int],
+    rules: Sequence[int],
+    hyper: Tensor,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One step of AdamW with a penalty, in place, for every parameter of a model at once.
+
+    With the hyperparameters of its group, every parameter p with gradient g, averages m and v becomes, in its
+    k-th step::
+
+        g = g / grad_scale (-g if MAXIMIZE) [+ penalty_scale * penalty'(p) for SUBGRADIENT]
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g^2                    (AMSGRAD: the largest v so far is used below)
+        t = lr / (sqrt(v) / sqrt(1 - beta2^k) + eps)
+        p = (1 - lr * weight_decay) * p - t * m / (1 - beta1^k)
+        p = argmin_u sum_i (u_i - p_i)^2 / (2 t_i) + penalty_scale * penalty(u)             [for PROX]
+
+    With lr = 0 no parameter changes. bfloat16 and float16 are computed in float32 and rounded once. Not
+    differentiable.
+
+    Args:
+        params: changed in place; any shapes, float32, float64, bfloat16 or float16, on one device.
+        grads: one per parameter, of its shape; not changed.
+        exp_avgs, exp_avg_sqs: m and v, changed in place; one per parameter, of its shape.
+        max_exp_avg_sqs: changed in place; one for each parameter whose group has AMSGRAD, in order.
+        steps: k - 1 of each parameter, one float32 or float64 each, on the parameters' device or on the CPU;
+            raised by one.
+        group: for each parameter the index of its group in the two tables below.
+        rules: five whole numbers per group, see ``StepRule``: kind, form, dim, method, flags.
+        hyper: float64 [groups, 9], see ``AdamHyper``; on the CPU or on the parameters' device.
+        grad_scale: one float32 on the parameters' device, which gradients are divided by.
+        found_inf: one float32 on the parameters' device; unless it is 0, nothing changes, ``steps`` included.
+
+    Raises:
+        RuntimeError: lists, shapes, dtypes or devices that do not fit together.
+
+    Source: Loshchilov and Hutter, ICLR 2019 (as torch.optim.AdamW has it); the proximal step in a diagonal
+    metric: Becker and Fadili, NIPS 2012; Yun, Lozano and Yang, NeurIPS 2021.
+    """
+    with torch.no_grad():
+        torch.ops.slimfast.prox_adamw_(
+            params,
+            grads,
+            exp_avgs,
+            exp_avg_sqs,
+            max_exp_avg_sqs,
+            steps,
+            group,
+            rules,
+            hyper,
+            grad_scale,
+            found_inf,
+        )
+    if not torch.compiler.is_compiling():
+        changed = [*params, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs, *steps]
+        torch.autograd.graph.increment_version(changed)
+
+
+_register.define(SCHEMA, reference, fake=lambda *args, **kwargs: None)
+_register.register_triton("prox_adamw_", "prox_adamw")
