@@ -64,6 +64,23 @@ def test_equals_the_loop_of_sgd_bit_for_bit(kwargs: dict[str, Any], dtype: torch
     assert_same(optimizer.state_dict()["state"], sgd.state_dict()["state"])
 
 
+@pytest.mark.parametrize("form", ["foreach", "fused"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equals_the_other_forms_of_sgd(form: str, dtype: torch.dtype) -> None:
+    """All combinations of keywords, 50 steps; these forms round in other places."""
+    atol = 1e-6 if dtype == torch.float32 else 1e-12
+    for kwargs in CONFIGURATIONS:
+        ours, theirs = parameters(dtype), parameters(dtype)
+        kwargs = {"lr": 0.1, form: True, **kwargs}
+        optimizer, sgd = ProxSGD(ours, **kwargs), SGD(theirs, **kwargs)
+        for step in range(50):
+            set_gradients(ours, theirs, seed=step)
+            optimizer.step()
+            sgd.step()
+        for p, q in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(p.data, q.data, rtol=atol, atol=atol)
+
+
 @pytest.mark.parametrize("lr", [torch.tensor(0.1), torch.tensor([[0.1]], dtype=torch.float64)])
 def test_takes_a_tensor_as_lr(lr: Tensor) -> None:
     ours, theirs = parameters(), parameters()
