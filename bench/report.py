@@ -75,7 +75,7 @@ def table(name: str, result: Result) -> Table:
     clocks = {"microseconds": result.median_us, "host": result.host_us, "device": result.device_us}
     clocks = {head: times for head, times in (clocks | {"caches warm": result.warm_us}).items() if times}
     title = Text(f"{name} ({result.device}, threads: {result.threads})")
-    shown = Table(title=title, title_justify="left", caption_justify="left")
+    shown = Table(title=title, title_justify="left", caption_justify="left", min_width=len(title) + 2)
     shown.add_column("", no_wrap=True)
     for head in (*clocks, "x ours"):
         shown.add_column(head, justify="right")

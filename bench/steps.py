@@ -73,13 +73,13 @@ def numbers_in(name: str) -> int:
     return sum(p.numel() for p in models.build(name).parameters())
 
 
-def check_equal(contenders: Sequence[Contender]) -> None:
+def check_equal(contenders: Sequence[Contender], atol: float = 1e-6) -> None:
     """All must do what the first does, within float32's rounding."""
     torch.manual_seed(1)
     gradients = [[1e-3 * torch.randn_like(p) for p in contenders[0].start] for _ in range(3)]
     expected = contenders[0].after(gradients)
     for other in contenders[1:]:
-        torch.testing.assert_close(other.after(gradients), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(other.after(gradients), expected, rtol=1e-5, atol=atol)
 
 
 def sgd(model: nn.Module, **kwargs: Any) -> Contender:

@@ -26,7 +26,6 @@ from steps import (
     with_foreach_prox,
     with_loop,
 )
-from torch import nn
 from torch._inductor import cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
 from torch._inductor.utils import fresh_cache
@@ -45,11 +44,13 @@ OURS = {"prox": "ProxSGD", "subgradient": "ProxSGD subgradient", "none": "ProxSG
 PAT = "torchao PAT on SGD fused"
 
 
-def ours(model: nn.Module, method: str) -> Contender:
+def ours(name: str, method: str, capturable: bool) -> Contender:
+    model = network(name)
     if method == "none":
-        optimizer = ProxSGD(param_groups(model), **COMMON)
+        optimizer = ProxSGD(param_groups(model), **COMMON, capturable=capturable)
     else:
-        optimizer = ProxSGD(param_groups(model, bn=L1(LAM)), **COMMON, method=method)
+        groups = param_groups(model, bn=L1(LAM))
+        optimizer = ProxSGD(groups, **COMMON, method=method, capturable=capturable)
     return Contender(model, optimizer, optimizer.step)
 
 
@@ -62,13 +63,14 @@ def family(name: str, method: str, forms: dict[str, dict[str, Any]]) -> Family:
         contender.step = penalty(contender)
         return contender
 
-    makers: dict[str, Callable[[], Contender]] = {OURS[method]: lambda: ours(network(name), method)}
-    makers |= {f"SGD {form}{suffix}": lambda how=how: torchs(how) for form, how in forms.items()}
-    found = {label: make() for label, make in makers.items()}
+    found = {OURS[method]: ours(name, method, capturable=False)}
+    found |= {f"SGD {form}{suffix}": torchs(how) for form, how in forms.items()}
     if DEVICE == "cuda":
-        for label, make in makers.items():
-            found[f"{label}, CUDA graph"] = contender = make()
+        graphs = {OURS[method]: ours(name, method, capturable=True)}
+        graphs |= {f"SGD {form}{suffix}": torchs(how) for form, how in forms.items()}
+        for label, contender in graphs.items():
             contender.step = captured(contender.step)
+            found[f"{label}, CUDA graph"] = contender
     return found
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Compare
+from torch import Tensor
 
 from slimfast import ops
-from slimfast.penalties import L0, L1, MCP, SCAD, TL1, LogSum, Lp, Penalty
+from slimfast.penalties import L0, L1, MCP, SCAD, TL1, GroupLasso, LogSum, Lp, Penalty, SparseGroup
 
 STEP = 0.5
 PENALTIES = [
@@ -29,6 +30,7 @@ TORCH = {
 }
 SIZES = {"batchnorm": 12_112, "million": 1_000_000}  # the scales of ResNet-164, and more than a cache holds
 reference = importlib.import_module("slimfast.ops.prox").reference
+group_reference = importlib.import_module("slimfast.ops.group_prox").reference
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -44,3 +46,38 @@ def test_prox(compare: Compare, penalty: Penalty, size: str) -> None:
     for function in variants.values():
         torch.testing.assert_close(function(), ops.prox(x, *scalars), rtol=1e-5, atol=1e-7)
     compare(variants, rounds=20, floors=bandwidth.copy_floor(2 * x.nbytes))
+
+
+GROUPED = {
+    "GroupLasso": GroupLasso(1e-3),
+    "GroupLasso(dim=1)": GroupLasso(1e-3, dim=1),
+    "SparseGroup(L1)": SparseGroup(L1(1e-3), group_lam=1e-3),
+    "SparseGroup(TL1)": SparseGroup(TL1(1e-3, 1.0), group_lam=1e-3),
+    "SparseGroup(L0)": SparseGroup(L0(1e-5), group_lam=1e-3),
+}
+
+
+@torch.no_grad()
+def shrink_groups(x: Tensor, dim: int) -> Tensor:
+    """The group lasso's operator as it is written with torch."""
+    others = [d for d in range(4) if d != dim]
+    threshold = STEP * 1e-3 * math.sqrt(x.numel() / x.shape[dim])
+    norms = torch.linalg.vector_norm(x, dim=others, keepdim=True)
+    return x * (1 - threshold / norms.clamp_min(threshold))
+
+
+@pytest.mark.parametrize("width", [64, 512])
+@pytest.mark.parametrize("name", GROUPED)
+def test_group_prox(compare: Compare, name: str, width: int) -> None:
+    torch.manual_seed(0)
+    x = torch.nn.Conv2d(width, width, 3).weight.detach().clone()
+    rule = GROUPED[name].rule
+    scalars = (rule.form, rule.dim, rule.kind, rule.lam, rule.shape, rule.group_lam, STEP)
+    variants = {"slimfast": lambda: ops.group_prox(x, *scalars)}
+    if width == 64:  # the reference of sparse groups takes half a minute on a large layer
+        variants["reference"] = lambda: group_reference(x, *scalars)
+    if name.startswith("GroupLasso"):
+        variants["torch"] = lambda: shrink_groups(x, rule.dim)
+    for function in variants.values():
+        torch.testing.assert_close(function(), ops.group_prox(x, *scalars), rtol=1e-5, atol=1e-7)
+    compare(variants, rounds=10, floors=bandwidth.copy_floor(2 * x.nbytes))
