@@ -1,5 +1,6 @@
 """The examples run as they are, and stay short."""
 
+import importlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +34,24 @@ def test_prune_a_model(capsys: pytest.CaptureFixture[str]) -> None:
 def test_penalties(tmp_path: Path) -> None:
     load("penalties").main(str(tmp_path / "penalties.svg"))
     assert "<svg" in (tmp_path / "penalties.svg").read_text()
+
+
+def test_proximal_slimming(capsys: pytest.CaptureFixture[str]) -> None:
+    load("proximal_slimming").main(epochs=4, pictures=640, lam=0.01)
+    said = capsys.readouterr().out
+    assert float(said.splitlines()[3].partition(", ")[2].partition("% of the copy")[0]) > 10
+    assert "their sparse copy, pruned: " in said
+    assert "classifier.fc" in said
+
+
+def test_ddp(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # the processes import it by name
+    importlib.import_module("ddp").main(steps=30)
+    said = capfd.readouterr().out
+    assert "weights are identical: True" in said
+    zeros = [float(line.partition("%")[0].rpartition(" ")[2]) for line in said.splitlines() if "zero" in line]
+    assert len(zeros) == 2
+    assert all(20 < share < 80 for share in zeros)
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from slimfast import ops
-from slimfast.ops._kinds import Form
+from slimfast.ops._kinds import Form, Method
 from slimfast.optim._batch import real
+from slimfast.optim._keys import method_of
 from slimfast.penalties._base import Rule
 
 
@@ -21,20 +22,26 @@ def penalty_of(group: Mapping[str, Any]) -> Tensor:
     return torch.stack([value.to(values[0].device) for value in values]).sum()
 
 
-def write_prox(group: Mapping[str, Any]) -> None:
-    """Parameters become what they are split into by the relaxed splitting: prox_{penalty_scale / beta}."""
-    rule, step = group["penalty"].rule, group["penalty_scale"] / group["beta"]
-    params = [real(p) for p in group["params"]]
+def sparse_variables(group: Mapping[str, Any], state: Mapping[Tensor, Mapping[str, Any]]) -> list[Tensor]:
+    """What the group's penalty brings to zero: its parameters, or with a splitting what they are split into.
+
+    Relaxed: prox_{penalty_scale / beta}, of sparse groups only that of the numbers. Alternating: the state
+    "auxiliary". Complex numbers are pairs.
+    """
+    params, method = [real(p.detach()) for p in group["params"]], method_of(group)
+    if method == Method.ALTERNATING:
+        return [real(state.get(p, {}).get("auxiliary", p.detach())) for p in group["params"]]
+    if method != Method.RELAXED:
+        return params
+    penalty, step = group["penalty"], group["penalty_scale"] / group["beta"]
+    rule: Rule = penalty.rule
     if is_network(rule):
-        sparse = group["penalty"].prox(torch.cat([p.flatten() for p in params]), step)
-        for p, part in zip(params, sparse.split([p.numel() for p in params]), strict=True):
-            p.copy_(part.reshape(p.shape))
-        return
-    for p in params:
-        if rule.form == Form.SPARSE:
-            p.copy_(ops.prox(p, rule.kind, rule.lam, rule.shape, step))
-        else:
-            p.copy_(group["penalty"].prox(p, step))
+        whole = penalty.prox(torch.cat([p.flatten() for p in params]), step)
+        parts = whole.split([p.numel() for p in params])
+        return [part.view(p.shape) for p, part in zip(params, parts, strict=True)]
+    if rule.form == Form.SPARSE:
+        return [ops.prox(p, rule.kind, rule.lam, rule.shape, step) for p in params]
+    return [penalty.prox(p, step) for p in params]
 
 
 def is_network(rule: Rule) -> bool:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from slimfast.ops._kinds import Method
 from slimfast.optim import _keys, _plan, _tables
-from slimfast.optim._batch import Row, batches
+from slimfast.optim._batch import Row, batches, real
 from slimfast.optim._state import restore_dtypes
-from slimfast.optim._vectors import penalty_of, write_prox
+from slimfast.optim._vectors import penalty_of, sparse_variables
 from slimfast.penalties import Penalty
 
 
@@ -246,12 +246,9 @@ class ProxSGD(torch.optim.SGD):
         split. Alternating: the state "auxiliary". Weights of the other methods stay as they are.
         """
         for group in self.param_groups:
-            method = _keys.method_of(group)
-            if method == Method.RELAXED:
-                write_prox(group)
-            if method == Method.ALTERNATING:
-                for p in group["params"]:
-                    p.copy_(self.state.get(p, {}).get("auxiliary", p))
+            if _keys.method_of(group) in (Method.RELAXED, Method.ALTERNATING):
+                for p, sparse in zip(group["params"], sparse_variables(group, self.state), strict=True):
+                    real(p).copy_(sparse)
 
     @torch.no_grad()
     def penalty_value(self) -> float:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from slimfast.optim.zeros import Unit, magnitudes
 
@@ -24,7 +23,7 @@ _FEEDBACK = 2.0  # change of log(penalty) per measurement and missing share
 
 
 class _GroupSchedule(ABC):
-    """Keeps ``group[key] = base * factor``; bases are the values at construction, None: not this group's."""
+    """Keeps ``group[key] = base * factor``; bases are the values at construction, None elsewhere."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, key: str, splitting_only: bool = False) -> None:
         self.optimizer = optimizer
@@ -65,11 +64,7 @@ class _GroupSchedule(ABC):
 
     def _write(self) -> None:
         for group, base in zip(self.optimizer.param_groups, self.bases, strict=False):
-            if base is None:
-                continue
-            if isinstance(group[self.key], Tensor):  # a captured graph reads this very tensor
-                group[self.key].fill_(base * self._factor())
-            else:
+            if base is not None:
                 group[self.key] = base * self._factor()
 
 

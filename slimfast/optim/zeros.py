@@ -1,13 +1,14 @@
 """How much of what is penalised is exactly zero."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from slimfast.ops._kinds import Form, real_pairs
-from slimfast.penalties import Penalty
+from slimfast.ops._kinds import Form
+from slimfast.optim._vectors import sparse_variables
+from slimfast.penalties._base import Rule
 
 Unit = Literal["numbers", "groups"]
 _UNITS = ("numbers", "groups")
@@ -45,22 +46,11 @@ def magnitudes(optimizer: torch.optim.Optimizer, of: Unit) -> Tensor:
 
 def _magnitudes(optimizer: torch.optim.Optimizer, of: Unit) -> Iterator[Tensor]:
     for group in optimizer.param_groups:
-        penalty: Penalty | None = group.get("penalty")
-        if penalty is None:
+        if group.get("penalty") is None:
             continue
-        form, dim = penalty.rule.form, penalty.rule.dim
-        for p in group["params"]:
-            x = real_pairs(_sparse_variable(p.detach(), group, optimizer.state.get(p, {}))).abs()
-            if of == "groups" and form in (Form.NORM, Form.SPARSE):
-                x = x.amax([other for other in range(x.dim()) if other != dim])
-            yield x
-
-
-def _sparse_variable(p: Tensor, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
-    if group.get("method") != "splitting":
-        return p
-    if group["splitting"] == "alternating":
-        stored: Tensor = state.get("auxiliary", p)
-        return stored
-    penalty: Penalty = group["penalty"]
-    return penalty.prox(p, float(group["penalty_scale"]) / float(group["beta"]))
+        rule: Rule = group["penalty"].rule
+        for x in sparse_variables(group, optimizer.state):
+            if of == "groups" and rule.form in (Form.NORM, Form.SPARSE):
+                yield x.abs().amax([dim for dim in range(x.dim()) if dim != rule.dim])
+            else:
+                yield x.abs()
