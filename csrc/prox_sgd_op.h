@@ -77,7 +77,6 @@ inline std::vector<SgdGroup> sgd_groups(const std::vector<int64_t>& rules, const
     const int64_t* rule = rules.data() + i * RULES;
     check_number(rule[0], static_cast<int64_t>(Kind::LOGSUM), "kind");
     check_number(rule[1], static_cast<int64_t>(Form::DIFFERENCE), "form");
-    STD_TORCH_CHECK(rule[1] == 0, "form: ", rule[1], " is not there yet");
     check_number(rule[2], rule[1] == 0 ? std::numeric_limits<int32_t>::max() : 1, "dim");
     check_number(rule[3], static_cast<int64_t>(Method::ALTERNATING), "method");
     groups.push_back({row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9],

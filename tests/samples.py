@@ -197,6 +197,6 @@ OPS = [
         Twice(prox_sgd_truth.step),
         NARROW,
         triton="prox_sgd",
-        implementations=("reference",),
+        implementations=("reference", "registered"),
     ),
 ]
