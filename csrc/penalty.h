@@ -47,17 +47,17 @@ struct Pair {  // hi + lo, not added up
   double hi, lo;
 };
 
-inline Pair product(double a, double b) {
+SLIMFAST_HD inline Pair product(double a, double b) {
   const double hi = a * b;
   return {hi, std::isfinite(hi) ? std::fma(a, b, -hi) : 0.0};
 }
 
-inline Pair sum(double a, Pair b) {
+SLIMFAST_HD inline Pair sum(double a, Pair b) {
   const double hi = a + b.hi, back = hi - a;
   return {hi, ((a - (hi - back)) + (b.hi - back)) + b.lo};
 }
 
-inline Pair quotient(Pair a, double b) {
+SLIMFAST_HD inline Pair quotient(Pair a, double b) {
   const double hi = a.hi / b;
   return {hi, std::isfinite(hi) ? (std::fma(-hi, b, a.hi) + a.lo) / b : 0.0};
 }
@@ -110,7 +110,7 @@ struct Prox {
 
 namespace detail {
 
-inline void set_lp(Prox& p, double weight) {
+SLIMFAST_HD inline void set_lp(Prox& p, double weight) {
   // The jump x solves x^(2-p) = 2 weight (1-p). The second line removes what rounding 2-p costs far from 1.
   const double k = 1 - p.shape, power = 2 * weight * k;
   p.scale = std::pow(power, 1 / (1 + k));
@@ -119,7 +119,7 @@ inline void set_lp(Prox& p, double weight) {
   p.threshold = p.scale * ((1 + k) / (2 * k));
 }
 
-inline void set_tl1(Prox& p, Pair weight) {
+SLIMFAST_HD inline void set_tl1(Prox& p, Pair weight) {
   const double a = p.shape, reach = 2 * weight.hi * (a + 1);
   const Pair tau = sum(weight.hi, {quotient(weight, a).hi, quotient(weight, a).lo + weight.lo});
   p.shift = tau.hi;
@@ -127,7 +127,7 @@ inline void set_tl1(Prox& p, Pair weight) {
   p.threshold = reach <= a * a ? tau.hi : std::sqrt(reach) - a / 2;
 }
 
-inline void set_mcp(Prox& p, Pair weight) {
+SLIMFAST_HD inline void set_mcp(Prox& p, Pair weight) {
   const double gamma = p.shape;
   if (p.step < gamma) {
     p.shift = p.threshold = weight.hi;
@@ -138,7 +138,7 @@ inline void set_mcp(Prox& p, Pair weight) {
   }
 }
 
-inline void set_scad(Prox& p, Pair weight) {
+SLIMFAST_HD inline void set_scad(Prox& p, Pair weight) {
   const double a = p.shape;
   if (weight.hi == 0) return;
   if (p.step > a + 1) {
@@ -161,7 +161,7 @@ inline void set_scad(Prox& p, Pair weight) {
 // Where the operator jumps, |x| = u + weight / (eps + u), the objective at u is that at 0: in units of sqrt(weight)
 // log(1 + u/e) - u/(e+u) = u^2/2, concave from 1 - e on, so that Newton descends. The start is right to rounding next to
 // the critical e = 1, where the differences cancel.
-inline double log_sum_jump(double eps, double weight) {
+SLIMFAST_HD inline double log_sum_jump(double eps, double weight) {
   const double unit = std::sqrt(weight), e = std::fmax(eps / unit, 1e-300), gap = 1 - e;
   double u = gap * std::sqrt(2.25 - 2 * std::log(e));
   for (int i = 0; i < 5 && gap > 1e-6; ++i) {
@@ -171,7 +171,7 @@ inline double log_sum_jump(double eps, double weight) {
   return unit * (u + 1 / (e + u));
 }
 
-inline void set_log_sum(Prox& p, Pair weight) {
+SLIMFAST_HD inline void set_log_sum(Prox& p, Pair weight) {
   const Pair tau = quotient(weight, p.shape);
   p.scale = weight.hi;
   p.shift = tau.hi;
@@ -182,7 +182,7 @@ inline void set_log_sum(Prox& p, Pair weight) {
 }  // namespace detail
 
 // The operator u -> argmin 0.5 (u - x)^2 + step * penalty(u); step * lam = 0 is the identity.
-inline Prox make_prox(int64_t kind, double lam, double shape, double step) {
+SLIMFAST_HD inline Prox make_prox(int64_t kind, double lam, double shape, double step) {
   Prox p{static_cast<Kind>(kind), lam, shape, step, 0, 0, 0, detail::INF, 0, 1, 0};
   const detail::Pair weight = detail::product(step, lam);
   switch (p.kind) {
