@@ -10,6 +10,7 @@ from torch import Tensor
 from slimfast.ops._kinds import Flag, Form, Kind, Method
 from slimfast.ops.prox_sgd import Hyper, StepRule, prox_sgd_
 from slimfast.optim._keys import gain, method_of, state_dtype
+from slimfast.optim._sharded import Cut, is_cut, is_sharded, piece, placed_like
 from slimfast.penalties import Penalty
 from slimfast.penalties._base import Rule
 
@@ -51,10 +52,14 @@ class Row(NamedTuple):
         """The same where the momentum buffers are new and dampening must not act on the first gradient."""
         return self._replace(rule=self.rule._replace(flags=self.rule.flags | Flag.FIRST_STEP))
 
+    def without_penalty(self) -> "Row":
+        """The same where ``Cut`` sees to the penalty."""
+        return self._replace(rule=self.rule._replace(kind=int(Kind.NONE), form=int(Form.ELEMENTWISE)))
+
 
 @dataclass
 class Batch:
-    """The tensors of one call of the op: all that have a gradient and live on one device.
+    """The tensors of one call of the op: those on one device that have a gradient, ``cuts`` or all others.
 
     ``rows`` are those of all groups, in order. In the op's tables they are followed by those of groups some
     of whose tensors take a dampened first step; ``first`` says where.
@@ -68,10 +73,11 @@ class Batch:
     group: list[int] = field(default_factory=list)
     first: dict[int, int] = field(default_factory=dict)
     created: list[tuple[Tensor, str, Tensor]] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
 
-    def add(self, p: Tensor, grad: Tensor, i: int, dtype: torch.dtype, state: Mapping[str, Any]) -> None:
-        """A parameter of group i with its gradient and state; dtype is that of a new state."""
-        row = self.rows[i]
+    def add(self, p: Tensor, i: int, group: Mapping[str, Any], state: Mapping[str, Any], cut: bool) -> None:
+        """A parameter of group i with its gradient and state."""
+        row, dtype, target = self.rows[i], state_dtype(p, group), p
         if row.rule.flags & Flag.HAS_MOMENTUM:
             buffer = state.get("momentum_buffer")
             if buffer is None:  # zeros make the first step right by themselves unless it is dampened
@@ -84,9 +90,15 @@ class Batch:
             if auxiliary is None:
                 auxiliary = self._create(p, "auxiliary", p.detach().to(dtype, copy=True))
             self.auxiliary.append(local(auxiliary))
+            target = auxiliary
         self.params.append(local(p))
-        self.grads.append(local(grad))
+        self.grads.append(local(placed_like(p.grad, p)))
         self.group.append(i)
+        if is_sharded(p):
+            torch.autograd.graph.increment_version(p)  # the op does so for the piece alone
+        if cut:
+            self.cuts.append(Cut(p, target, group))
+            (self.params if target is p else self.auxiliary)[-1] = real(self.cuts[-1].stepped)
 
     def _create(self, p: Tensor, key: str, value: Tensor) -> Tensor:
         self.created.append((p, key, value))
@@ -95,6 +107,11 @@ class Batch:
     def all_rows(self) -> list[Row]:
         """Those of the op's tables."""
         return [*self.rows, *(self.rows[i].at_first_step() for i in self.first)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.params[0].device
 
     def run(
         self,
@@ -105,9 +122,14 @@ class Batch:
     ) -> None:
         """Takes the step; hyper has the numbers of ``all_rows``."""
         rules = [number for row in self.all_rows() for number in row.rule]
-        device = self.params[0].device
-        scaler = (None if x is None else x.to(device, non_blocking=True) for x in (grad_scale, found_inf))
+        scaler = [
+            None if x is None else x.to(self.device, non_blocking=True) for x in (grad_scale, found_inf)
+        ]
+        for i, cut in enumerate(self.cuts):
+            self.grads[i] = cut.with_slope(self.grads[i], scaler[0])
         prox_sgd_(self.params, self.grads, self.buffers, self.auxiliary, self.group, rules, hyper, *scaler)
+        for cut in self.cuts:
+            cut.finish(scaler[1])
         for p, key, value in self.created:  # only now: after an error, zeros would pass for momentum
             state[p][key] = value
 
@@ -116,29 +138,33 @@ def batches(
     param_groups: Sequence[Mapping[str, Any]],
     rows: Sequence[Row],
     state: Mapping[Tensor, dict[str, Any]],
-) -> Mapping[torch.device, Batch]:
-    """One batch per device.
+) -> Collection[Batch]:
+    """One batch per device, and one more for parameters whose penalised vectors are cut.
 
     Raises:
-        RuntimeError: a gradient is sparse; a vector is spread over devices. Nothing is changed then.
+        RuntimeError: a gradient is sparse; a vector of network scope is not on one device. Nothing is changed
+            then.
     """
-    by_device: dict[torch.device, Batch] = {}
+    found: dict[tuple[torch.device, bool], Batch] = {}
+    plain = [row.without_penalty() for row in rows]
     for i, (group, row) in enumerate(zip(param_groups, rows, strict=True)):
-        params = [p for p in group["params"] if p.grad is not None]
+        params, is_spread = [p for p in group["params"] if p.grad is not None], False
         for p in params:
             if p.grad.layout != torch.strided:
                 shape = tuple(p.shape)
                 raise RuntimeError(f"ProxSGD does not support sparse gradients; a parameter {shape} has one")
-            batch = by_device.setdefault(p.device, Batch(rows))
-            batch.add(p, p.grad, i, state_dtype(p, group), state.get(p, {}))
-        if (row.rule.form, row.rule.dim) == (Form.DIFFERENCE, 1) and len({p.device for p in params}) > 1:
+            cut = is_cut(p, group["penalty"])
+            is_spread = is_spread or cut or p.device != params[0].device
+            batch = found.setdefault((p.device, cut), Batch(plain if cut else rows))
+            batch.add(p, i, group, state.get(p, {}), cut)
+        if (row.rule.form, row.rule.dim) == (Form.DIFFERENCE, 1) and is_spread:
             raise RuntimeError(f"penalty: {group['penalty']} needs all parameters of its group on one device")
-    return by_device
+    return found.values()
 
 
 def local(x: Tensor) -> Tensor:
     """What the op takes for a parameter, a gradient or a state."""
-    return real(x)
+    return real(piece(x))
 
 
 def real(x: Tensor) -> Tensor:

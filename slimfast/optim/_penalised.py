@@ -7,6 +7,7 @@ from torch import Tensor
 
 from slimfast.ops._kinds import Form, Kind
 from slimfast.optim._batch import real
+from slimfast.optim._sharded import whole
 from slimfast.penalties import Penalty, from_dict
 
 
@@ -49,7 +50,9 @@ class Penalised(torch.optim.Optimizer):
         total = 0.0
         for group in self.param_groups:
             if group["penalty"] is not None and group["params"]:
-                values = [group["penalty"].value(real(p)).sum(dtype=torch.float64) for p in group["params"]]
+                values = [
+                    group["penalty"].value(real(whole(p))).sum(dtype=torch.float64) for p in group["params"]
+                ]
                 summed = torch.stack([v.to(values[0].device) for v in values]).sum().item()
                 total += group["penalty_scale"] * summed
         return total

@@ -10,8 +10,9 @@ from torch import Tensor
 from slimfast.ops._kinds import Flag, Form, Method
 from slimfast.ops.prox_adamw import AdamHyper, prox_adamw_
 from slimfast.ops.prox_sgd import StepRule
-from slimfast.optim._batch import _NO_PENALTY, real
+from slimfast.optim._batch import _NO_PENALTY, local
 from slimfast.optim._penalised import Penalised, check_dense
+from slimfast.optim._sharded import is_sharded, placed_like
 from slimfast.penalties import Penalty
 
 
@@ -192,13 +193,15 @@ class _Batch:
     def add(self, p: Tensor, grad: Tensor, row: _Row, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state or (group["amsgrad"] and "max_exp_avg_sq" not in state):
             self.created[p] = state = {**_fresh(p, group), **state}
-        self.params.append(real(p))
-        self.grads.append(real(grad))
-        self.means.append(real(state["exp_avg"]))
-        self.squares.append(real(state["exp_avg_sq"]))
-        self.tops += [real(state["max_exp_avg_sq"])] if group["amsgrad"] else []
+        self.params.append(local(p))
+        self.grads.append(local(placed_like(grad, p)))
+        self.means.append(local(state["exp_avg"]))
+        self.squares.append(local(state["exp_avg_sq"]))
+        self.tops += [local(state["max_exp_avg_sq"])] if group["amsgrad"] else []
         self.steps.append(state["step"])
         self.group.append(self.rows.setdefault(row, len(self.rows)))
+        if is_sharded(p):
+            torch.autograd.graph.increment_version(p)  # the op does so for the piece alone
 
     def run(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         rules = [number for row in self.rows for number in row.rule]

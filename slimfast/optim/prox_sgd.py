@@ -8,7 +8,8 @@ from torch import Tensor
 
 from slimfast.ops._kinds import Method
 from slimfast.optim import _keys, _plan, _tables
-from slimfast.optim._batch import Row, batches, real
+from slimfast.optim._batch import Row, batches
+from slimfast.optim._sharded import write
 from slimfast.optim._state import restore_dtypes
 from slimfast.optim._vectors import penalty_of, sparse_variables
 from slimfast.penalties import Penalty
@@ -204,15 +205,19 @@ class ProxSGD(torch.optim.SGD):
     def _step_by_op(
         self, rows: list[Row], tensors: _tables.Tensors, grad_scale: Tensor | None, found_inf: Tensor | None
     ) -> None:
-        for device, batch in batches(self.param_groups, rows, self.state).items():
+        for batch in batches(self.param_groups, rows, self.state):
             if batch.first and found_inf is not None and found_inf.item() != 0:
                 return  # else what was not a first step would pass for one
             if batch.created and _tables.is_capturing():
                 raise RuntimeError(
                     "step: captured in a CUDA graph before the first step; take one step first"
                 )
-            if self.capturable and not batch.first:
-                hyper = self._kept_tables.of(device, rows, tensors)
+            if batch.cuts and _tables.is_capturing():
+                raise RuntimeError(
+                    "step: a CUDA graph is captured, and groups of a penalty lie on several devices"
+                )
+            if self.capturable and not batch.first and not batch.cuts:
+                hyper = self._kept_tables.of(batch.device, rows, tensors)
             else:
                 hyper = _tables.fresh(batch, tensors)
             batch.run(self.state, hyper, grad_scale, found_inf)
@@ -248,7 +253,7 @@ class ProxSGD(torch.optim.SGD):
         for group in self.param_groups:
             if _keys.method_of(group) in (Method.RELAXED, Method.ALTERNATING):
                 for p, sparse in zip(group["params"], sparse_variables(group, self.state), strict=True):
-                    real(p).copy_(sparse)
+                    write(p, sparse)
 
     @torch.no_grad()
     def penalty_value(self) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 from slimfast.ops._kinds import Form, Method
 from slimfast.optim._batch import real
 from slimfast.optim._keys import gain, method_of
+from slimfast.optim._sharded import whole
 from slimfast.penalties import L1, Penalty
 
 
@@ -53,7 +54,7 @@ def warn_if_unreachable(optimizer: torch.optim.Optimizer, learning_rates: Sequen
 
 
 def _smallest(group: dict[str, Any]) -> Tensor | None:
-    values = [real(p.detach()).abs().flatten() for p in group["params"] if p.numel()]
+    values = [real(whole(p.detach())).abs().flatten() for p in group["params"] if p.numel()]
     nonzero = [v[v > 0].min() for v in values if (v > 0).any()]
     return min(nonzero, key=float).cpu() if nonzero else None
 
@@ -61,7 +62,7 @@ def _smallest(group: dict[str, Any]) -> Tensor | None:
 def _smallest_group(group: dict[str, Any]) -> Tensor | None:
     """The group of numbers with the smallest root mean square above 0, as a slice with all dimensions."""
     dim, found, least = group["penalty"].rule.dim, None, float("inf")
-    for p in (real(p.detach()) for p in group["params"] if p.numel()):
+    for p in (real(whole(p.detach())) for p in group["params"] if p.numel()):
         sizes = p.movedim(dim, 0).flatten(1).float().square().mean(1).sqrt()
         sizes = torch.where(sizes > 0, sizes, torch.inf)
         if sizes.min() < least:
