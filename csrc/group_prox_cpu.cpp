@@ -73,7 +73,7 @@ Tensor group_prox(const Tensor& x, int64_t form, int64_t dim, int64_t kind, doub
   if (rule.form == Form::DIFFERENCE) from = torch::stable::contiguous(x);  // of equals, the first in x's own order stays
   else if (!same_layout(x, out)) from = torch::stable::copy_(out, x);
   Tensor to = same_layout(from, out) ? out : torch::stable::empty_like(from);
-  const Layout layout = layout_of(from, dim);
+  const Layout layout = layout_of(from, rule.form == Form::DIFFERENCE ? -1 : dim);
   with_type(number_of(x), [&](auto* as) {
     using T = std::remove_pointer_t<decltype(as)>;
     for_each_group(static_cast<const T*>(from.const_data_ptr()), static_cast<T*>(to.mutable_data_ptr()), layout,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slimfast.ops import _group_search as search
 from slimfast.ops._kinds import Form, Kind, check_number, check_tensor, real_pairs, rounded_like
-from slimfast.ops._register import define
+from slimfast.ops._register import define, register_triton
 from slimfast.ops.prox import reference as prox
 
 SCHEMA = (
@@ -26,7 +26,7 @@ def group_prox(
     * NORM: sqrt(n) r(||w||), so kind L1 is the group lasso;
     * SPARSE: sum of r(w_i) + group_lam sqrt(n) ||w||; where r's operator jumps there are several minima, and
       a search by bounds finds the best;
-    * DIFFERENCE: lam (||w||_1 - shape ||w||_2). Where only one number survives it is the first largest one.
+    * DIFFERENCE: lam (||x||_1 - shape ||x||_2), all of x one group. A sole survivor is the first largest one.
 
     Results lie between 0 and x, ties go to 0, zeros are +0, step = 0 is the identity. A NaN makes its whole
     group NaN. Infinite numbers stay, and the norm then pulls at nothing in their group. Computed in float64.
@@ -35,8 +35,8 @@ def group_prox(
     Args:
         x: any strides; float32, float64, float16, bfloat16, or complex (both parts are numbers of the group).
         form: a ``Form`` other than ELEMENTWISE.
-        dim: the groups are x's slices at each index of this dimension; -1: all of x is one group.
-        kind: a ``Kind``; DIFFERENCE takes no notice of it.
+        dim: the groups are the slices at each index of it; -1: all of x is one group, as for DIFFERENCE.
+        kind: a ``Kind``; not used by DIFFERENCE.
         lam: weight of the scalar penalty, finite, >= 0.
         shape: p of Lp, a of TL1, gamma of MCP, a of SCAD, eps of LogSum; alpha in [0, 1] of DIFFERENCE.
         group_lam: weight of the norm in SPARSE, finite, >= 0.
@@ -73,6 +73,7 @@ def reference(
     if not x.numel():
         return torch.empty_like(x)
     wide = x.double()
+    dim = -1 if form == Form.DIFFERENCE else dim
     rows = wide.reshape(1, -1) if dim == -1 else wide.movedim(dim, 0).reshape(x.shape[dim], -1)
     z = rows.abs()
     top = z.amax(1, keepdim=True)
@@ -137,3 +138,4 @@ def _difference(z: Tensor, weight: float, alpha: float) -> Tensor:
 
 
 define(SCHEMA, reference, fake=lambda x, *_: torch.empty_like(x))
+register_triton("group_prox", "group_prox")
