@@ -51,7 +51,7 @@ def _panel(canvas: Canvas, top: float, title: str, result: Result, span: tuple[f
             start, stop, kind = x(0) - 3, x(0) + 3, "ours"
         canvas.rect(start, y + 3, stop - start, ROW - 6, kind, title=f"{name}: {time:,.1f} microseconds")
         canvas.text(0, y + 15, name)
-        canvas.text(WIDTH, y + 15, f"{ratio:.2f}x  {time:,.0f} us", "small", anchor="end")
+        canvas.text(WIDTH, y + 15, f"{ratio:.2f}x\u2003{time:,.0f} us", "small", anchor="end")
     canvas.line(x(0), top + HEAD - 6, x(0), bottom, "unit")
 
 

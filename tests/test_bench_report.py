@@ -42,6 +42,7 @@ def raw(device: str = "cpu") -> dict[str, Any]:
     tests = {f"test_step[{where}-{name}]": timed(device, **variants) for name in NETS}
     compiled = {"ProxSGD": 100.0, "SGD compiled + BN loop": 1_234.0, "SGD compiled": 119.0}
     tests[f"test_compiled[{where}-vgg19]"] = timed(device, **compiled) | {"compile_s": {"SGD compiled": 61.0}}
+    tests["test_groups[vgg19]"] = timed(no_penalty=100.0, GroupLasso=107.0)
     forward = {"deployed": 900.0, "pruned, NCHW": 3e3, "pruned, NHWC": 2e3, "dense, NCHW": 1.5e5}
     tests["test_forward[vgg19-3-32-128]"] = timed(**forward, **{"pruned, torch.compile": 950.0})
     return {
@@ -104,6 +105,9 @@ def test_tables_of_the_cpu(report: Any, measured: Path) -> None:
     assert step[0].endswith("| SGD, no penalty | share of bandwidth |"), "no column for what is not installed"
     vgg = next(line for line in step if line.startswith("| VGG"))
     assert vgg.endswith("| **100** | 400 (fused) | 300 (fused) | 119 (compiled) | 90 % |")
+    groups = report.tables.groups(run).splitlines()
+    assert groups[0] == "| microseconds per step | no penalty | GroupLasso |"
+    assert groups[2] == "| VGG-19 | 100 | 107 (1.07x) |"
     deploy = report.tables.deploy(run).splitlines()
     assert deploy[2:] == ["| VGG-19 32x32, batch 128 | 150 | 2.0 | 0.95 | **0.90** |"]
 
@@ -133,13 +137,17 @@ def test_rewrites_between_markers_only(report: Any, measured: Path) -> None:
     [
         ("<!-- bench:nothing -->\n<!-- /bench -->", "bench:nothing"),
         ("<!-- bench:step -->\n", "without its"),
-        ("<!-- bench:groups -->\n<!-- /bench -->", "no results of test_groups"),
     ],
 )
 def test_refuses_what_it_cannot_fill(report: Any, measured: Path, text: str, message: str) -> None:
     run = "x.json", report.results.load(measured)
     with pytest.raises(ValueError, match=message):
         report.tables.rewrite(text, run, None)
+
+
+def test_half_a_run_makes_no_table(report: Any) -> None:
+    with pytest.raises(ValueError, match="no results of test_forward"):
+        report.tables.deploy(report.results.Run(FACTS, {}))
 
 
 def test_a_broken_file_is_one_line(report: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
