@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from slimfast.optim import ProxSGD
-from slimfast.penalties import L1
+from slimfast.penalties import L1, GroupLasso
 
 LOW = (torch.bfloat16, torch.float16)
 EVERY_METHOD: list[dict[str, Any]] = [
     {},
     {"penalty": L1(0.1)},
+    {"penalty": GroupLasso(0.01)},
     {"penalty": L1(0.1), "method": "subgradient"},
     {"penalty": L1(0.1), "method": "splitting"},
     {"penalty": L1(0.1), "method": "splitting", "splitting": "alternating"},
