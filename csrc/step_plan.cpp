@@ -1,8 +1,8 @@
 // The host side of ProxSGD's step: reads every .grad in C++ and calls the op's own kernel, without lists and dispatcher.
 //
 // A plan serves the ordinary case: dense CPU tensors whose gradient, momentum buffer and auxiliary variable have the
-// parameter's dtype, shape and strides. On anything else, and when the optimizer's lists or states are no longer those that it knows,
-// `step` changes nothing and returns False: the caller takes the op.
+// parameter's shape and strides, the gradient its dtype too. On anything else, and when the optimizer's lists or states are
+// no longer those that it knows, `step` changes nothing and returns False: the caller takes the op.
 #include <pybind11/pybind11.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
@@ -132,16 +132,38 @@ class PyTensor {
   void** slot_;  // where the object keeps its TensorImpl
 };
 
-// A tensor that a parameter's state may hold under a name.
+std::optional<Number> number_of(int32_t dtype) {
+  if (dtype == aoti_torch_dtype_float32()) return Number::F32;
+  if (dtype == aoti_torch_dtype_float64()) return Number::F64;
+  if (dtype == aoti_torch_dtype_bfloat16()) return Number::BF16;
+  if (dtype == aoti_torch_dtype_float16()) return Number::F16;
+  return {};
+}
+
+// A tensor that a parameter's state may hold under a name. Its dtype may be another than the parameter's.
 class Slot {
  public:
   Slot(const py::handle& state, const py::str& key) : key_(key) {
-    if (!state.is_none() && state.contains(key) && !state[key].is_none()) tensor_.emplace(state[key]);
+    if (state.is_none() || !state.contains(key) || state[key].is_none()) return;
+    tensor_.emplace(state[key]);
+    const auto layout = tensor_->handle().layout();
+    const auto number = layout ? number_of(layout->dtype) : std::nullopt;
+    if (!number) throw py::type_error("a state is not on the CPU and floating-point");
+    dtype_ = layout->dtype;
+    number_ = *number;
   }
 
   explicit operator bool() const { return tensor_.has_value(); }
-  Handle handle() const { return tensor_->handle(); }
   const PyTensor* tensor() const { return tensor_ ? &*tensor_ : nullptr; }
+  Number number() const { return number_; }
+
+  // Memory of a tensor in the parameter's order, else null.
+  void* data(const Layout& param) const {
+    if (dtype_ == param.dtype) return tensor_->handle().data(param);
+    Layout own = param;
+    own.dtype = dtype_;
+    return tensor_->handle().data(own);
+  }
 
   bool is_stale(PyObject* state) const {
     PyObject* now = PyDict_GetItemWithError(state, key_.ptr());
@@ -151,6 +173,8 @@ class Slot {
  private:
   py::str key_;
   std::optional<PyTensor> tensor_;
+  int32_t dtype_ = 0;
+  Number number_ = Number::F32;
 };
 
 struct Entry {
@@ -187,14 +211,6 @@ struct Entry {
     }
   }
 };
-
-std::optional<Number> number_of(int32_t dtype) {
-  if (dtype == aoti_torch_dtype_float32()) return Number::F32;
-  if (dtype == aoti_torch_dtype_float64()) return Number::F64;
-  if (dtype == aoti_torch_dtype_bfloat16()) return Number::BF16;
-  if (dtype == aoti_torch_dtype_float16()) return Number::F16;
-  return {};
-}
 
 // The number of elements if they fill their memory without gap or overlap, else -1.
 int64_t dense_numel(const Layout& layout) {
@@ -309,10 +325,10 @@ class StepPlan {
     if (h.is_grouped() && h.dim >= entry.layout.dim) return false;
     const Around around = h.is_grouped() ? entry.layout.around(h.dim) : Around{1, entry.numel};
     const SgdTensor row{entry.param.handle().data(entry.layout), grad.data(entry.layout),
-                        has_momentum ? entry.momentum.handle().data(entry.layout) : nullptr,
-                        has_auxiliary ? entry.auxiliary.handle().data(entry.layout) : nullptr,
+                        has_momentum ? entry.momentum.data(entry.layout) : nullptr,
+                        has_auxiliary ? entry.auxiliary.data(entry.layout) : nullptr,
                         entry.numel, around.outer, around.inner, group,
-                        entry.number, entry.number, entry.number, entry.number};
+                        entry.number, entry.number, entry.momentum.number(), entry.auxiliary.number()};
     if (!row.param || !row.grad || (has_momentum && !row.momentum) || (has_auxiliary && !row.auxiliary)) return false;
     table_.push_back(row);
     changed_.push_back(&entry);
