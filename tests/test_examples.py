@@ -1,5 +1,6 @@
-"""The examples run as they are, and stay short."""
+"""The examples and the guide run as they are, and examples stay short."""
 
+import doctest
 import importlib
 import importlib.util
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import ModuleType
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+GUIDE = Path(__file__).parents[1] / "docs" / "optimizer.md"
 
 
 def load(name: str) -> ModuleType:
@@ -52,6 +54,12 @@ def test_ddp(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     zeros = [float(line.partition("%")[0].rpartition(" ")[2]) for line in said.splitlines() if "zero" in line]
     assert len(zeros) == 2
     assert all(20 < share < 80 for share in zeros)
+
+
+def test_the_guide_is_a_session() -> None:
+    failed, tried = doctest.testfile(str(GUIDE), module_relative=False)
+    assert tried > 20
+    assert failed == 0
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
