@@ -38,6 +38,16 @@ def test_penalties(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "penalties.svg").read_text()
 
 
+def test_sparse_group_lasso(capsys: pytest.CaptureFixture[str]) -> None:
+    load("sparse_group_lasso").main(epochs=2, pictures=640, group_lam=5e-3)
+    said = capsys.readouterr().out
+    line = next(line for line in said.splitlines() if line.startswith("epoch 2"))
+    filters, weights = (float(part.split()[-1]) for part in line.split("%")[:2])
+    assert 0 < filters < weights < 100
+    total = next(line for line in said.splitlines() if line.startswith("total")).split()
+    assert int(total[2]) == pytest.approx(800 * (1 - filters / 100), abs=1)
+
+
 def test_proximal_slimming(capsys: pytest.CaptureFixture[str]) -> None:
     load("proximal_slimming").main(epochs=4, pictures=640, lam=0.01)
     said = capsys.readouterr().out
