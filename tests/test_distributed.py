@@ -16,7 +16,7 @@ from slimfast.penalties import L0, L1, L1L2, MCP, TL1, GroupLasso, GroupMCP, Pen
 
 PROCESSES = 2
 CASES: dict[str, Callable[[], None]] = {}
-QUICK = ["L1 on scales", "no penalty"]
+QUICK = ["L1 on scales", "whole filters", "input channels"]
 ALTERNATING = {"method": "splitting", "splitting": "alternating"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "no penalty": {},
