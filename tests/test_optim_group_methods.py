@@ -160,3 +160,15 @@ def test_a_group_penalty_is_refused_where_there_are_no_groups() -> None:
     ):
         plain.load_state_dict(optimizer.state_dict())
     assert plain.param_groups[0]["penalty"] is None
+
+
+def test_a_network_on_two_devices_is_refused_before_anything_changes() -> None:
+    here, there = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, device="meta"))
+    optimizer = ProxSGD([here, there], lr=0.1, momentum=0.9, penalty=L1L2(0.1, scope="network"))
+    here.grad, there.grad = torch.ones_like(here), torch.ones_like(there)
+    with pytest.raises(
+        RuntimeError, match=r"penalty: L1L2\(.*\) needs all parameters of its group on one devi"
+    ):
+        optimizer.step()
+    assert torch.equal(here.data, torch.ones(2))
+    assert not optimizer.state
