@@ -215,3 +215,23 @@ def test_groups_have_their_own_lr_and_weight_decay(kwargs: dict[str, Any], penal
         for optimizer in optimizers:
             optimizer.step()
     assert_all_equal([p.detach() for p in [*a, *b]], [p.detach() for p in apart])
+
+
+@pytest.mark.parametrize("kwargs", INPUTS.values(), ids=INPUTS)
+def test_differentiable_steps(kwargs: dict[str, Any]) -> None:
+    """Derivatives by the parameter, the gradient and the momentum, against differences and SGD's."""
+    kwargs = {**copy.deepcopy(kwargs), "differentiable": True, "fused": None, "foreach": None}
+
+    def after(kind: type[torch.optim.Optimizer], p: Tensor, grad: Tensor, momentum: Tensor) -> list[Tensor]:
+        p = p.clone()
+        p.grad = grad
+        optimizer = kind([p], **kwargs)
+        if kwargs.get("momentum"):
+            optimizer.state[p]["momentum_buffer"] = momentum.clone()
+        optimizer.step()
+        return [x for x in (p, *optimizer.state[p].values()) if x.requires_grad]
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(5, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    assert torch.autograd.gradcheck(lambda *x: tuple(after(ProxSGD, *x)), inputs)
+    assert_all_equal(after(ProxSGD, *inputs), after(SGD, *inputs))

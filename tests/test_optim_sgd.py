@@ -314,19 +314,48 @@ def test_a_parameter_without_gradient_is_left_alone() -> None:
     assert not optimizer.state
 
 
-def test_sparse_gradients_are_refused_before_anything_changes() -> None:
+@pytest.mark.parametrize("kwargs", [{}, {"momentum": 0.9, "dampening": 0.3}, {"maximize": True}])
+def test_sparse_gradients_take_sgds_step(kwargs: dict[str, Any]) -> None:
+    """Beside dense ones, with a penalty elsewhere, through a scaler that skips a step."""
+
+    def run(kind: type[torch.optim.Optimizer], penalty: dict[str, Any]) -> tuple[list[Tensor], Any]:
+        torch.manual_seed(0)
+        table, dense, other = nn.Embedding(4, 2, sparse=True), *parameters()[:2]
+        groups = [{"params": [table.weight, dense]}, {"params": [other], "lr": 0.2, **penalty}]
+        optimizer, scaler = kind(groups, lr=0.1, **kwargs), torch.amp.GradScaler("cpu", init_scale=4.0)  # type: ignore[call-arg]
+        for step in range(4):
+            optimizer.zero_grad()
+            loss = table(torch.tensor([1, 3, 1])).sin().sum() + dense.sin().sum() + other.sin().sum()
+            scaler.scale(torch.where(torch.tensor(step == 1), torch.inf * loss, loss)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        state = optimizer.state[table.weight].get("momentum_buffer")
+        return [table.weight.detach(), dense.detach()], state
+
+    ours, theirs = run(ProxSGD, {"penalty": L1(0.1)}), run(SGD, {})
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("kwargs", [{"penalty": L1(0.1)}, {"freeze_zeros": True}])
+def test_penalties_refuse_sparse_gradients_before_anything_changes(kwargs: dict[str, Any]) -> None:
     dense, table = nn.Parameter(torch.ones(2)), nn.Embedding(4, 2, sparse=True)
-    optimizer = ProxSGD([dense, table.weight], lr=0.1, momentum=0.9)
+    optimizer = ProxSGD([dense, table.weight], lr=0.1, momentum=0.9, **kwargs)
     (table(torch.tensor([1])).sum() + dense.sum()).backward()
-    with pytest.raises(RuntimeError, match=r"not support sparse gradients; a parameter \(4, 2\) has one"):
+    with pytest.raises(RuntimeError, match=r"of shape \(4, 2\) has a sparse gradient, which needs a group"):
         optimizer.step()
     assert_same(dense.data, torch.ones(2))
     assert not optimizer.state
 
 
-def test_differentiable_is_refused() -> None:
-    with pytest.raises(ValueError, match="differentiable: only False is supported"):
-        ProxSGD(parameters(), differentiable=True)
+@pytest.mark.parametrize("kwargs", [{"penalty": L1(0.1)}, {"freeze_zeros": True}])
+def test_penalties_refuse_differentiable_steps(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="differentiable: True needs groups without penalty"):
+        ProxSGD(parameters(), differentiable=True, **kwargs)
+    optimizer = ProxSGD(parameters()[:1], differentiable=True)
+    optimizer.param_groups[0].update(kwargs)
+    set_gradients(optimizer.param_groups[0]["params"], seed=0)
+    with pytest.raises(RuntimeError, match=r"of shape \(7,\) has a differentiable step, which needs a group"):
+        optimizer.step()
 
 
 def test_gradients_are_never_written_and_autograd_notices_the_step() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from slimfast.ops._kinds import Flag, Form, Kind, Method
 from slimfast.ops.prox_sgd import Hyper, StepRule, prox_sgd_
+from slimfast.optim import _torch
 from slimfast.optim._keys import gain, method_of, state_dtype
 from slimfast.optim._sharded import Cut, is_cut, is_sharded, piece, placed_like
 from slimfast.penalties import Penalty
@@ -141,18 +142,19 @@ def batches(
 ) -> Collection[Batch]:
     """One batch per device, and one more for parameters whose penalised vectors are cut.
 
+    Those with sparse gradients are left to ``_torch``.
+
     Raises:
-        RuntimeError: a gradient is sparse; a vector of network scope is not on one device. Nothing is changed
-            then.
+        RuntimeError: a penalised parameter has a sparse gradient; a vector of network scope is not on one
+            device. Nothing is changed then.
     """
     found: dict[tuple[torch.device, bool], Batch] = {}
     plain = [row.without_penalty() for row in rows]
     for i, (group, row) in enumerate(zip(param_groups, rows, strict=True)):
         params, is_spread = [p for p in group["params"] if p.grad is not None], False
         for p in params:
-            if p.grad.layout != torch.strided:
-                shape = tuple(p.shape)
-                raise RuntimeError(f"ProxSGD does not support sparse gradients; a parameter {shape} has one")
+            if _torch.serves(p, group):
+                continue
             cut = is_cut(p, group["penalty"])
             is_spread = is_spread or cut or p.device != params[0].device
             batch = found.setdefault((p.device, cut), Batch(plain if cut else rows))

@@ -70,6 +70,8 @@ def check_values(group: Mapping[str, Any]) -> None:
     if group["momentum_dtype"] not in (None, torch.float32):
         raise ValueError(f"momentum_dtype: {group['momentum_dtype']} is neither None nor torch.float32")
     penalty, method = group["penalty"], method_of(group)
+    if group.get("differentiable") and (penalty is not None or group["freeze_zeros"]):
+        raise ValueError("differentiable: True needs groups without penalty and freeze_zeros")
     if penalty is None:
         return
     if method == Method.SUBGRADIENT and penalty.rule.kind == Kind.L0:

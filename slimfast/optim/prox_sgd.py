@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slimfast.ops._kinds import Method
-from slimfast.optim import _keys, _plan, _tables
+from slimfast.optim import _keys, _plan, _tables, _torch
 from slimfast.optim._batch import Row, batches
 from slimfast.optim._sharded import write
 from slimfast.optim._state import restore_dtypes
@@ -72,7 +72,7 @@ class ProxSGD(torch.optim.SGD):
         nesterov: Nesterov momentum; needs momentum > 0 and dampening 0.
         maximize: maximise f - penalty instead.
         foreach: accepted as by SGD; one implementation serves all parameters at once.
-        differentiable: must be False.
+        differentiable: as for SGD; without a penalty and freeze_zeros only.
         fused: accepted as by SGD; likewise.
         penalty: for the groups that bring none, e.g. ``slimfast.penalties.L1(1e-4)``.
         method: "prox", "subgradient" or "splitting", see above.
@@ -87,7 +87,8 @@ class ProxSGD(torch.optim.SGD):
     Raises:
         ValueError: a value out of the ranges above.
         TypeError: a penalty that is none.
-        RuntimeError: in ``step``, for a sparse gradient and for captures that could not be replayed.
+        RuntimeError: in ``step``, for sparse gradients of penalised parameters, and for captures that could
+            not be replayed.
 
     Source: Parikh and Boyd, Proximal Algorithms, 2014, section 4.2; Liu et al., Network slimming, ICCV 2017;
     Bui et al., IEEE Access 9, 2021; relaxed splitting: Bui et al., Front. Appl. Math. Stat. 6, 2021; proximal
@@ -116,10 +117,6 @@ class ProxSGD(torch.optim.SGD):
         momentum_dtype: torch.dtype | None = None,
         capturable: bool = False,
     ) -> None:
-        if differentiable and not fused:
-            raise ValueError(
-                "differentiable: only False is supported; torch.optim.SGD has the differentiable step"
-            )
         self._plan: Any = None
         self._kept_tables = _tables.Kept()
         self.capturable = capturable
@@ -170,7 +167,7 @@ class ProxSGD(torch.optim.SGD):
             closure: reevaluates the model and returns the loss, which is handed back.
 
         Raises:
-            RuntimeError: a gradient is sparse; a capture that could not be replayed.
+            RuntimeError: a penalised parameter has a sparse gradient; a capture that could not be replayed.
         """
         loss = None
         if closure is not None:
@@ -179,6 +176,9 @@ class ProxSGD(torch.optim.SGD):
         if _tables.is_capturing():
             self._check_capture()
         grad_scale, found_inf = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
+        if self.defaults["differentiable"]:
+            _torch.step(self.param_groups, self.state, grad_scale, found_inf, is_differentiable=True)
+            return loss
         keeps_tensors = self.capturable or torch.compiler.is_compiling()
         tensors = _tables.tensors_in(self.param_groups) if keeps_tensors else {}
         rows = self._rows(tensors)
@@ -221,6 +221,7 @@ class ProxSGD(torch.optim.SGD):
             else:
                 hyper = _tables.fresh(batch, tensors)
             batch.run(self.state, hyper, grad_scale, found_inf)
+        _torch.step(self.param_groups, self.state, grad_scale, found_inf, is_differentiable=False)
 
     def _check_capture(self) -> None:
         if not self.capturable:
