@@ -5,14 +5,17 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_run import write_recipe
+from tiny_run import TinyNet, write_recipe
 
+import slimfast
 from slimfast import data
+from slimfast.cli import main
 from slimfast.optim import warn_if_unreachable
 from slimfast.penalties import TL1
-from slimfast.train import Recipe, UsageError, load_recipe
+from slimfast.train import Recipe, RunError, UsageError, load_recipe
 from slimfast.train.recipe_file import check, dump, first_difference, section_of, tomllib
 from slimfast.train.setup import build_model, build_optimizer, build_schedule
 
@@ -30,7 +33,7 @@ MISTAKES = [
     ("trian.epochs=3", r"trian: no such key; did you mean train\?"),
     ("optimizer.lr=nan", r"optimizer\.lr = NaN: accepted: a number above 0$"),
     ("optimizer.momentum=1.0", r"optimizer\.momentum = 1\.0: accepted: 0 <= momentum < 1$"),
-    ("optimizer.method=proxy", r'optimizer\.method = "proxy": accepted: prox or subgradient$'),
+    ("optimizer.method=proxy", r'optimizer\.method = "proxy": accepted: prox, subgradient or splitting$'),
     ("optimizer={momentum=0.0, nesterov=true}", r"optimizer: nesterov = true needs a momentum above 0$"),
     ("schedule.milestones=[0.5]", r"schedule: milestones and factor belong to kind = 'step'"),
     ("schedule={kind='step', milestones=[0.9, 0.1]}", r"milestones = \[0\.9, 0\.1\]: accepted: increasing"),
@@ -44,6 +47,14 @@ MISTAKES = [
     ("penalty.kind=TL2", r"penalty: .*TL1"),
     ("penalty.lam=-1.0", r"penalty: .*lam.*-1"),
     ("penalty.q=3", r"penalty: .*q"),
+    ("penalty={kind='GroupLasso', lam=1.0}", r"penalty: GroupLasso needs groups of numbers; a BN scale"),
+    ("optimizer.beta=0.0", r"optimizer\.beta = 0\.0: accepted: a number above 0, the coupling"),
+    ("conv_penalty={kind='GroupLaso', lam=1.0}", r"conv_penalty: .*'GroupLaso' is none of .*GroupLasso"),
+    ("conv_penalty={kind='GroupLasso', lam=1.0, dim=2}", r"conv_penalty: .*dim = 2.*accepted: 0 .*or 1"),
+    (
+        "conv_penalty={kind='SparseGroup', elementwise=1.0, group_lam=1.0}",
+        r"conv_penalty: .*elementwise = 1\.0",
+    ),
     ('penalty={kind="GroupLasso",lam=1e-4}', r"penalty: .*GroupLasso needs groups"),
     ("prune={ratio=0.5, threshold=0.1}", r"prune: give ratio or threshold, not both"),
     ("device=tpu", r'device = "tpu": accepted: auto, cpu'),
@@ -55,7 +66,7 @@ MISTAKES = [
 def test_shipped_recipes_are_accepted(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    assert isinstance(recipe.build_penalty(), TL1)
+    assert isinstance(recipe.build_penalties()["bn"], TL1)
 
 
 def test_papers_settings() -> None:
@@ -164,6 +175,32 @@ def test_every_key_is_documented() -> None:
                 assert f"| `{json.dumps(field.default)}` |" in row
 
 
+def test_splittings_and_convolutions(tmp_path: Path) -> None:
+    """A checkpoint carries the auxiliary variable, and what a stage leaves is the sparse one."""
+    overrides = ["method=splitting", "splitting=alternating", "beta=3.0", "lr=0.3"]
+    inner = "{kind='L0', lam=1e-5}"
+    penalty = f"conv_penalty={{kind='SparseGroup', elementwise={inner}, group_lam=0.002, dim=1}}"
+    arguments = ["train", str(write_recipe(tmp_path)), "--set", penalty, "--set", "penalty.lam=0.03"]
+    for override in overrides:
+        arguments += ["--set", f"optimizer.{override}"]
+    for out, epochs in (("straight", (8,)), ("resumed", (8, 8))):
+        for _ in epochs:
+            assert main([*arguments, "--out", str(tmp_path / out), "--resume"]) == 0
+            (tmp_path / out / "sparse.safetensors").rename(tmp_path / f"{out}.safetensors")
+    straight, resumed = (slimfast.load(tmp_path / f"{out}.safetensors") for out in ("straight", "resumed"))
+    for name, weight in straight.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name])
+    assert (straight.bn1.weight == 0).any() or (straight.bn2.weight == 0).any()
+    assert (straight.conv2.weight == 0).any()
+
+
+def test_a_method_that_the_penalty_does_not_take(tmp_path: Path) -> None:
+    overrides = ["penalty={kind='L0', lam=1.0}", "optimizer.method=subgradient"]
+    recipe = load_recipe(write_recipe(tmp_path), overrides)
+    with pytest.raises(RunError, match=r"^model tiny_run:TinyNet: .*'subgradient' has no effect with L0"):
+        build_optimizer(recipe, TinyNet(10, 1), 0.1, recipe.build_penalties())
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_penalties_can_reach_zero(path: Path) -> None:
@@ -172,7 +209,7 @@ def test_shipped_penalties_can_reach_zero(path: Path) -> None:
     pictures = data.load("fashion-mini")[0]
     count = round((1 - recipe.data.validation) * (len(pictures) if embedded else 50_000))
     model = build_model(recipe.model, pictures)
-    optimizer = build_optimizer(recipe, model, recipe.optimizer.lr, recipe.build_penalty())
+    optimizer = build_optimizer(recipe, model, recipe.optimizer.lr, recipe.build_penalties())
     schedule = build_schedule(recipe, recipe.optimizer.lr)
     steps = recipe.train.epochs * math.ceil(count / recipe.data.batch_size)
     warn_if_unreachable(optimizer, [schedule(step, steps) for step in range(steps)])

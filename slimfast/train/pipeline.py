@@ -96,7 +96,7 @@ def _begin(run: Run, *, deploys: bool) -> None:
         model = _fresh(run)
         if deploys and not count_zeros(model)[1]:
             raise RunError(f"model {run.recipe.model.name}: has no affine BatchNorm, so nothing to prune")
-        build_optimizer(run.recipe, model, run.recipe.optimizer.lr, run.recipe.build_penalty())
+        build_optimizer(run.recipe, model, run.recipe.optimizer.lr, run.recipe.build_penalties())
         rehearse(model, run.pictures.train, deploys=deploys)
         run.folder.begin(run.recipe)
 
@@ -107,7 +107,7 @@ def _fresh(run: Run) -> nn.Module:
 
 
 def _sparse(recipe: Recipe) -> Stage:
-    return Stage("sparse", "sparse", recipe.train.epochs, recipe.optimizer.lr, recipe.build_penalty())
+    return Stage("sparse", "sparse", recipe.train.epochs, recipe.optimizer.lr, recipe.build_penalties())
 
 
 def _train_fresh(run: Run, stage: Stage) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from slimfast import data, models, penalties
 from slimfast.train.errors import UsageError
@@ -38,6 +38,9 @@ DType = Literal["float32", "bfloat16", "float16"]
 Epochs = Annotated[int, _about("an integer of at least 1", ge=1)]
 LearningRate = Annotated[float, _about("a number above 0", gt=0)]
 NotNegative = Annotated[float, _about("a number of at least 0", ge=0)]
+PenaltyFields = Annotated[
+    dict[str, str | float | dict[str, str | float]] | None, _about("kind and its arguments, say lam = 1e-4")
+]
 
 
 class ModelSection(_Section):
@@ -77,8 +80,14 @@ class OptimizerSection(_Section):
     weight_decay: NotNegative = 1e-4
     bn_weight_decay: Annotated[float | None, _about("a number of at least 0, for BN scales", ge=0)] = None
     nesterov: Annotated[bool, _about("true or false")] = False
-    method: Annotated[Literal["prox", "subgradient"], _about("prox or subgradient")] = "prox"
+    method: Annotated[
+        Literal["prox", "subgradient", "splitting"], _about("prox, subgradient or splitting")
+    ] = "prox"
     prox_scale: Annotated[Literal["matched", "step"], _about("matched or step")] = "matched"
+    splitting: Annotated[
+        Literal["relaxed", "alternating"], _about("relaxed or alternating, for method = 'splitting'")
+    ] = "relaxed"
+    beta: Annotated[float, _about("a number above 0, the coupling of a splitting", gt=0)] = 1.0
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> OptimizerSection:
@@ -163,27 +172,30 @@ class Recipe(_Section):
     data: DataSection
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
-    penalty: Annotated[dict[str, str | float] | None, _about("kind and its arguments, say lam = 1e-4")] = None
+    penalty: PenaltyFields = None
+    conv_penalty: PenaltyFields = None
     train: TrainSection
     prune: PruneSection = PruneSection()
     finetune: FinetuneSection | None = None
     baseline: BaselineSection | None = None
     deploy: DeploySection = DeploySection()
 
-    @field_validator("penalty")
+    @field_validator("penalty", "conv_penalty")
     @classmethod
-    def _is_a_penalty(cls, value: dict[str, str | float] | None) -> dict[str, str | float] | None:
+    def _is_a_penalty(cls, value: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
         try:
             penalty = None if value is None else penalties.from_dict(value)
         except TypeError as error:
             raise ValueError(str(error)) from None
-        if not isinstance(penalty, penalties.Elementwise | penalties.L1L2 | None):
+        on_numbers = isinstance(penalty, penalties.Elementwise | penalties.L1L2 | None)
+        if info.field_name == "penalty" and not on_numbers:
             raise ValueError(f"{type(penalty).__name__} needs groups of numbers; a BN scale is a single one")
         return value
 
-    def build_penalty(self) -> penalties.Penalty | None:
-        """The penalty on the BN scales, or None."""
-        return None if self.penalty is None else penalties.from_dict(self.penalty)
+    def build_penalties(self) -> dict[str, penalties.Penalty]:
+        """The penalties that there are: "bn" on BN scales, "conv" on the weights of convolutions."""
+        given = {"bn": self.penalty, "conv": self.conv_penalty}
+        return {name: penalties.from_dict(fields) for name, fields in given.items() if fields is not None}
 
 
 def choose_device(name: str) -> torch.device:

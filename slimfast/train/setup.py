@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,26 +132,19 @@ def rehearse(model: nn.Module, pictures: ImageSet, *, deploys: bool = False) -> 
             slimfast.save(slimfast.deploy(pruned, example), Path(folder) / "deployed.safetensors")
 
 
-def build_optimizer(recipe: Recipe, model: nn.Module, lr: float, penalty: Penalty | None) -> ProxSGD:
-    """ProxSGD with the recipe's settings; the penalty acts on BN scales.
+def build_optimizer(recipe: Recipe, model: nn.Module, lr: float, penalties: Mapping[str, Penalty]) -> ProxSGD:
+    """ProxSGD with the recipe's settings and ``Recipe.build_penalties``, or {} for a stage without.
 
     Raises:
-        RunError: a penalty, but no BN scales.
+        RunError: a penalty on what the model does not have, or that the method cannot take.
     """
     section = recipe.optimizer
+    settings = section.model_dump(exclude={"lr", "bn_weight_decay"})
     try:
-        groups = param_groups(model, bn=penalty, bn_weight_decay=section.bn_weight_decay)
+        groups = param_groups(model, bn_weight_decay=section.bn_weight_decay, **penalties)
+        return ProxSGD(groups, lr=lr, **settings)
     except ValueError as error:
         raise RunError(f"model {recipe.model.name}: {error}") from None
-    return ProxSGD(
-        groups,
-        lr=lr,
-        momentum=section.momentum,
-        weight_decay=section.weight_decay,
-        nesterov=section.nesterov,
-        method=section.method,
-        prox_scale=section.prox_scale,
-    )
 
 
 def build_schedule(recipe: Recipe, lr: float) -> Schedule:

@@ -1,7 +1,8 @@
 """One stage of training in a run's folder: resumable, and finished when its network's file is there."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -45,7 +46,7 @@ class Stage:
     network: str
     epochs: int
     lr: float
-    penalty: Penalty | None = None
+    penalties: Mapping[str, Penalty] = field(default_factory=dict)
 
 
 def train_stage(run: Run, stage: Stage, model: nn.Module) -> None:
@@ -54,15 +55,15 @@ def train_stage(run: Run, stage: Stage, model: nn.Module) -> None:
     A checkpoint is written before the first epoch and after each; metrics.jsonl loses what lies beyond it.
 
     Raises:
-        RunError: a damaged checkpoint, a loss that is no number, a penalty without BN scales.
+        RunError: a damaged checkpoint, a loss that is no number, a penalty that does not fit the model.
     """
     model.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = build_optimizer(run.recipe, model, stage.lr, stage.penalty)
+    optimizer = build_optimizer(run.recipe, model, stage.lr, stage.penalties)
     schedule = build_schedule(run.recipe, stage.lr)
     loader = training_loader(run.pictures, run.recipe.data, run.device, run.recipe.seed)
     steps = stage.epochs * len(loader)
     start = _restore(run, stage, model, optimizer)
-    if stage.penalty and start == 0:
+    if stage.penalties and start == 0:
         _warn(optimizer, schedule, steps)
 
     def after_epoch(epoch: Epoch) -> None:
@@ -83,6 +84,7 @@ def train_stage(run: Run, stage: Stage, model: nn.Module) -> None:
             after_epoch=after_epoch,
             watcher=watcher,
         )
+    optimizer.apply_prox_()
     slimfast.save(model.eval(), run.folder.network(stage.network))
 
 
