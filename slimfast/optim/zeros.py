@@ -18,7 +18,8 @@ def zero_share(optimizer: torch.optim.Optimizer, of: Unit = "numbers") -> float:
     """The share of exact zeros among all that the optimizer's penalties act on, from 0 to 1.
 
     With ``method="splitting"`` the zeros are those of the sparse variable, which ``apply_prox_()`` writes
-    into the weights. Reading the share waits for the device once.
+    into the weights. Reading the share waits for the device once; of sharded parameters every process has to
+    ask for it.
 
     Args:
         optimizer: a ``ProxSGD`` or ``ProxAdamW`` with a penalty on at least one group.
