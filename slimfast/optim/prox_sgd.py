@@ -58,6 +58,11 @@ class ProxSGD(torch.optim.SGD):
 
     ``torch.amp.GradScaler`` leaves unscaling and skipping to the step, which leaves ``.grad`` scaled.
 
+    DTensors (FSDP2, tensor parallelism) take the step that whole tensors would take, and their state lies
+    as they do. Where groups of numbers lie on several devices, their norms are summed or the parameter is
+    gathered: all processes have to step, and also to call what reads the parameters (``penalty_value``,
+    ``apply_prox_``, ``zero_share``). Penalties with network scope are refused for them.
+
     With ``capturable=True`` a step can be captured in a CUDA graph, after at least one that was not. lr,
     momentum, dampening, weight_decay, the penalty's numbers, penalty_scale, prox_scale and beta may then
     change between replays: call ``refresh_hyperparameters`` after a change. A tensor lr is read by the graph
