@@ -43,9 +43,8 @@ def group_factors(
     if FORM == NORM:
         norm = tl.sqrt(energy) / unit
         shrunk = prox_one(norm, _same(lam * root, norm), _same(shape, norm), _same(step, norm), KIND)
-        return one, tl.where(
-            norm < float("inf"), tl.where(norm == 0, 0.0, shrunk / norm), one + (norm - norm) * 0
-        )
+        factor = tl.where(norm == 0, 0.0, shrunk / norm)
+        return one, tl.where(norm == float("inf"), 1.0, factor)
     pull = step * group_lam * root * unit
     spoilt = energy != energy
     if KIND == NONE or KIND == L1:  # noqa: SIM109
@@ -199,7 +198,9 @@ def _solve(view, pull, unit, energy, alive, lam, shape, step, KIND: tl.constexpr
         found = open_ & (bottom > pull)
         s = _polish(view, high, low, high, found, limit, pull, unit, lam, shape, step, KIND, WHOLE)
     else:
-        s, gain = _search(view, bottom, high, top, open_, almost, pull, unit, lam, shape, step, KIND, WHOLE)
+        s, gain = _search(
+            view, bottom, high, top, open_, almost, limit, pull, unit, lam, shape, step, KIND, WHOLE
+        )
         found = open_ & (gain > 0)
         end = _polish(view, s, low, high, found, limit, pull, unit, lam, shape, step, KIND, WHOLE)
         end = tl.where(found, end, 1.0)
@@ -209,12 +210,12 @@ def _solve(view, pull, unit, energy, alive, lam, shape, step, KIND: tl.constexpr
 
 
 @triton.jit
-def _hopeless(a, a_norm, a_gain, b, b_norm, b_gain, bar, G):
+def _hopeless(a, a_norm, a_gain, b, b_norm, b_gain, bar, limit, G):
     """Whether [a, b] holds no fixed point of M with more than `bar`."""
     low, high = tl.maximum(a, a_norm - G), tl.minimum(b, b_norm - G)
     from_a = a_gain + (high - a) * (b_norm / (high + G) * (b_norm / (a + G)) - 1) * (G / 2)
     from_b = b_gain + (b - low) * (1 - a_norm / (b + G) * (a_norm / (low + G))) * (G / 2)
-    empty = (low > high + 1e-15 * b_norm) | (b - a <= 1e-15 * b)
+    empty = (low > high + 4 * limit) | (b - a <= 1e-15 * b)
     return empty | (tl.minimum(from_a, from_b) <= bar)
 
 
@@ -226,6 +227,7 @@ def _search(
     top,
     active,
     almost,
+    limit,
     pull,
     unit,
     lam,
@@ -244,7 +246,7 @@ def _search(
     left = 600
     while left > 0:
         gone = _hopeless(
-            trial, trial_norm, trial_gain, right, right_norm, right_gain, best_gain + almost, pull
+            trial, trial_norm, trial_gain, right, right_norm, right_gain, best_gain + almost, limit, pull
         )
         right, right_norm = tl.where(gone, trial, right), tl.where(gone, trial_norm, right_norm)
         right_gain = tl.where(gone, trial_gain, right_gain)
@@ -263,7 +265,9 @@ def _search(
         norm, gain = c * tl.sqrt(squares), gain - 0.5 * pull * q
         better = asked & (gain > best_gain)
         best, best_gain = tl.where(better, q, best), tl.where(better, gain, best_gain)
-        done = asked & _hopeless(q, norm, gain, right, right_norm, right_gain, best_gain + almost, pull)
+        done = asked & _hopeless(
+            q, norm, gain, right, right_norm, right_gain, best_gain + almost, limit, pull
+        )
         right, right_norm = tl.where(done, q, right), tl.where(done, norm, right_norm)
         right_gain = tl.where(done, gain, right_gain)
         push = asked & (done == 0)

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import conv_truth
+import group_truth
 import penalty_truth as penalty
 import prox_adamw_truth
 import prox_sgd_truth
@@ -164,6 +165,15 @@ OPS = [
         Ulps(1),
         NARROW,
         triton="penalty_grad",
+    ),
+    Op("group_prox", group_truth.CLOSED, group_truth.prox, Ulps(1, double=64), triton="group_prox"),
+    Op(
+        "group_prox",
+        group_truth.SEARCHED,
+        group_truth.prox,
+        Ulps(1, double=1000),
+        (torch.float64,),
+        triton="group_prox",
     ),
     Op("conv", conv_truth.CALLS, conv_truth.conv, Twice(conv_truth.conv), NARROW, triton="conv"),
     Op(

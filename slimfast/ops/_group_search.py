@@ -141,6 +141,8 @@ class Groups:
     def __post_init__(self) -> None:
         self.unit = unit_of(self.z)
         self.pull = self.group_weight * self.unit
+        energy = self.norm(self.z)
+        self.rounding, self.almost = 1e-15 * energy, ALMOST * energy.square()
 
     def shrunk(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """The numbers z(s) and c."""
@@ -171,12 +173,9 @@ class Groups:
             best = self._search(low, bottom, high, top)
             alive = (best.gain > 0) & (high > 0)
             s = self._polish(best.s, low, high, alive)
-            worse = self.at(torch.where(alive, s, 1.0)).gain < best.gain - self._almost()
+            worse = self.at(torch.where(alive, s, 1.0)).gain < best.gain - self.almost
             s = torch.where(worse, best.s, s)
         return torch.where(alive[:, None], self.shrunk(torch.where(alive, s, 1.0))[0], 0.0)
-
-    def _almost(self) -> Tensor:
-        return ALMOST * self.norm(self.z).square()
 
     def _hopeless(self, a: _Point, b: _Point, best: Tensor) -> Tensor:
         """Whether [a, b] holds no fixed point of M with more than `best`."""
@@ -184,7 +183,7 @@ class Groups:
         low, high = torch.maximum(a.s, a.norm - G), torch.minimum(b.s, b.norm - G)
         from_a = a.gain + (high - a.s) * (b.norm / (high + G) * (b.norm / (a.s + G)) - 1) * (G / 2)
         from_b = b.gain + (b.s - low) * (1 - a.norm / (b.s + G) * (a.norm / (low + G))) * (G / 2)
-        empty = (low > high + 1e-15 * b.norm) | (b.s - a.s <= 1e-15 * b.s)
+        empty = (low > high + 4 * self.rounding) | (b.s - a.s <= 1e-15 * b.s)
         return empty | (torch.minimum(from_a, from_b) <= best)
 
     def _search(self, low: Tensor, bottom: Tensor, high: Tensor, top: Tensor) -> _Point:
@@ -198,7 +197,7 @@ class Groups:
         right = _Point(high.clamp(min=0), top, unknown)
         left = trial = second = third = _Point(zero, bottom, zero)
         for _ in range(EVALUATIONS):
-            bar = best.gain + self._almost()
+            bar = best.gain + self.almost
             gone = self._hopeless(trial, right, bar)
             right, trial = trial.where(gone, right), second.where(gone, trial)
             second, third = third.where(gone, second), left.where(gone, third)
@@ -209,7 +208,7 @@ class Groups:
             point = self.at(torch.where(q > 0, q, 1.0))
             point = trial.where(gone, point)
             best = point.where(point.gain > best.gain, best)
-            done = self._hopeless(point, right, best.gain + self._almost())
+            done = self._hopeless(point, right, best.gain + self.almost)
             right, push = point.where(done, right), ~(done | gone)
             third, second = second.where(push, third), trial.where(push, second)
             trial = point.where(push, trial)
@@ -217,7 +216,6 @@ class Groups:
 
     def _polish(self, s: Tensor, low: Tensor, high: Tensor, active: Tensor) -> Tensor:
         """The fixed point of M in [low, high] that s leads to, by secants kept inside what M leaves open."""
-        limit = 1e-15 * self.norm(self.z)
         moved, last_image, last_error = (torch.zeros_like(s) for _ in range(3))
         for _ in range(60):
             image = self.at(torch.where(s > 0, s, 1.0)).norm - self.pull
@@ -230,7 +228,7 @@ class Groups:
             step = torch.minimum(torch.maximum(s + step, low), high) - s
             moved, last_image, last_error = step, image, error
             s = torch.where(active, s + step, s)
-            active = active & (error.abs() > limit)
+            active = active & (error.abs() > self.rounding)
             if not bool(active.any()):
                 break
         return s
