@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import slimfast
 from slimfast import data, models
-from slimfast.optim import BetaGrowth, PenaltyRamp, ProxSGD, SparsityController, zero_share
+from slimfast.optim import BetaGrowth, PenaltyRamp, ProxAdamW, ProxSGD, SparsityController, zero_share
 from slimfast.penalties import L0, L1, MCP, TL1, GroupLasso, Penalty
 
 
@@ -209,6 +209,18 @@ def test_the_controller_lands(penalty: Penalty, target: float, decay_lr: bool) -
     at_steps, at_end = quadratic(penalty, target, scale=0.3, decay_lr=decay_lr)
     assert at_steps == pytest.approx(target, abs=0.03)
     assert at_end == pytest.approx(target, abs=0.03)
+
+
+def test_the_controller_lands_with_adam() -> None:
+    torch.manual_seed(0)
+    p, centre = nn.Parameter(torch.full((500,), 0.5)), 0.3 * torch.randn(500)
+    optimizer = ProxAdamW([p], lr=1e-2, weight_decay=0, penalty=L1(1e-5))
+    controller = SparsityController(optimizer, target=0.6, steps=400)
+    for _ in range(400):
+        p.grad = p.detach() - centre + 0.015 * torch.randn(500)
+        optimizer.step()
+        controller.step()
+    assert zero_share(optimizer) == pytest.approx(0.6, abs=0.03)
 
 
 @pytest.mark.parametrize("target", [0.3, 0.9])
