@@ -124,7 +124,7 @@ class GroupSearch {
     const double G = pull, low = a.norm - G > a.s ? a.norm - G : a.s, high = b.norm - G < b.s ? b.norm - G : b.s;
     const double from_a = a.gain + (high - a.s) * (b.norm / (high + G) * (b.norm / (a.s + G)) - 1) * (G / 2);
     const double from_b = b.gain + (b.s - low) * (1 - a.norm / (b.s + G) * (a.norm / (low + G))) * (G / 2);
-    return low > high + 4 * limit || b.s - a.s <= 1e-15 * b.s || from_a <= bar || from_b <= bar;
+    return low > high + 16 * limit || b.s - a.s <= 1e-15 * b.s || from_a <= bar || from_b <= bar;
   }
 
   // A point next to the best fixed point. Open is [left, right]; right comes down, trial by trial. Two trials behind
@@ -168,7 +168,7 @@ class GroupSearch {
       next = next > low ? next : low;
       next = next < high ? next : high;
       moved = next - s, last_image = image, last_error = error, s = next;
-      if (!(std::fabs(error) > limit) || i == 60) {
+      if (!(std::fabs(error) > (slow ? 1000 * limit : limit)) || i == 60) {
         point.s = s;
         return point;
       }

@@ -215,7 +215,7 @@ def _hopeless(a, a_norm, a_gain, b, b_norm, b_gain, bar, limit, G):
     low, high = tl.maximum(a, a_norm - G), tl.minimum(b, b_norm - G)
     from_a = a_gain + (high - a) * (b_norm / (high + G) * (b_norm / (a + G)) - 1) * (G / 2)
     from_b = b_gain + (b - low) * (1 - a_norm / (b + G) * (a_norm / (low + G))) * (G / 2)
-    empty = (low > high + 4 * limit) | (b - a <= 1e-15 * b)
+    empty = (low > high + 16 * limit) | (b - a <= 1e-15 * b)
     return empty | (tl.minimum(from_a, from_b) <= bar)
 
 
@@ -303,6 +303,6 @@ def _polish(
         after = tl.minimum(tl.maximum(after, low), high)
         moved, last_image, last_error = after - s, image, error
         s = tl.where(active, after, s)
-        active = active & (tl.abs(error) > limit)
+        active = active & (tl.abs(error) > tl.where(slow, 1000 * limit, limit))
         left = tl.where(tl.max(active.to(tl.int32), 0) > 0, left - 1, 0)
     return s

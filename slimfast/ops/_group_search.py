@@ -183,7 +183,7 @@ class Groups:
         low, high = torch.maximum(a.s, a.norm - G), torch.minimum(b.s, b.norm - G)
         from_a = a.gain + (high - a.s) * (b.norm / (high + G) * (b.norm / (a.s + G)) - 1) * (G / 2)
         from_b = b.gain + (b.s - low) * (1 - a.norm / (b.s + G) * (a.norm / (low + G))) * (G / 2)
-        empty = (low > high + 4 * self.rounding) | (b.s - a.s <= 1e-15 * b.s)
+        empty = (low > high + 16 * self.rounding) | (b.s - a.s <= 1e-15 * b.s)
         return empty | (torch.minimum(from_a, from_b) <= best)
 
     def _search(self, low: Tensor, bottom: Tensor, high: Tensor, top: Tensor) -> _Point:
@@ -228,7 +228,7 @@ class Groups:
             step = torch.minimum(torch.maximum(s + step, low), high) - s
             moved, last_image, last_error = step, image, error
             s = torch.where(active, s + step, s)
-            active = active & (error.abs() > self.rounding)
+            active = active & (error.abs() > torch.where(slow, 1000 * self.rounding, self.rounding))
             if not bool(active.any()):
                 break
         return s
