@@ -117,8 +117,9 @@ class PyTensor {
   py::object object() const { return object_; }
   Handle handle() const { return Handle(impl_); }
   Handle grad() const { return Handle(&impl_->grad()); }
-  const c10::TensorImpl* impl() const { return impl_; }
-  const c10::TensorImpl* grad_impl() const { return reinterpret_cast<c10::TensorImpl* const&>(impl_->grad()); }
+  // What the object wraps now: lives as long as the object, which impl_ does not once tensors have been swapped.
+  const c10::TensorImpl* present() const { return static_cast<const c10::TensorImpl*>(*slot_); }
+  const c10::TensorImpl* grad_impl() const { return reinterpret_cast<c10::TensorImpl* const&>(present()->grad()); }
   void bump_version() const { torch::autograd::impl::bump_version(reinterpret_cast<const at::Tensor&>(impl_)); }
 
   void prefetch() const {
@@ -201,9 +202,9 @@ struct Entry {
         if (buffer) buffer->prefetch();
         return Prefetch::line(state.ptr());
       case 1:
-        Prefetch::storage(param.impl());
-        Prefetch::autograd(param.impl());
-        if (buffer) Prefetch::storage(buffer->impl());
+        Prefetch::storage(param.present());
+        Prefetch::autograd(param.present());
+        if (buffer) Prefetch::storage(buffer->present());
         if (buffer) Prefetch::line(reinterpret_cast<PyDictObject*>(state.ptr())->ma_keys);
         return;
       case 2: return Prefetch::tensor(param.grad_impl());

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from slimfast.optim import ProxSGD
-from slimfast.penalties import L0, L1, MCP, TL1, GroupLasso, Lp, Penalty
+from slimfast.penalties import L0, L1, MCP, TL1, GroupLasso, Lp, Penalty, SparseGroup
 
 MOMENTA: list[dict[str, Any]] = [
     {},
@@ -186,7 +186,17 @@ def test_infinite_and_nan_gradients_go_where_sgd_puts_them() -> None:
         ({"prox_scale": "lr"}, ValueError, "prox_scale: 'lr' is none of 'matched', 'step'"),
         ({"penalty": 1e-4}, TypeError, "penalty: 0.0001 is neither None nor one of slimfast.penalties"),
         ({"penalty": L1(0.1), "momentum": 1.0}, ValueError, "momentum: 1.0 is not below 1, which prox_scale"),
+        (
+            {"penalty": L1(0.1), "momentum": 0.9, "dampening": 1.5},
+            ValueError,
+            "dampening: 1.5 is above 1; prox_scale='matched' needs at most 1",
+        ),
         ({"penalty": L0(0.1), "method": "subgradient"}, ValueError, "'subgradient' has no effect with L0"),
+        (
+            {"penalty": SparseGroup(L0(0.1), 0.1), "method": "subgradient"},
+            ValueError,
+            "'subgradient' has no effect with the L0 in SparseGroup, whose slope is 0",
+        ),
         (
             {"penalty": GroupLasso(0.1)},
             ValueError,

@@ -1,5 +1,7 @@
 """The C++ shortcut of the step equals the op bit for bit, and steps aside when the optimizer has changed."""
 
+import ctypes
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -107,8 +109,14 @@ def reload(optimizer: ProxSGD, p: nn.Parameter) -> None:
 
 
 def swap(optimizer: ProxSGD, p: nn.Parameter) -> None:
+    """What the parameter was is freed, and, filled with 0xa5, not fit to be read."""
     p.grad = None
-    torch.utils.swap_tensors(p, nn.Parameter(p.detach().clone()))
+    others = [nn.Parameter(p.detach().clone()) for _ in range(16)]  # more than glibc keeps as they are
+    torch.utils.swap_tensors(p, others[0])  # which goes last
+    perturb = functools.partial(ctypes.CDLL(None).mallopt, -6)
+    perturb(0xA5)
+    others.clear()
+    perturb(0)
 
 
 def new_list(optimizer: ProxSGD, p: nn.Parameter) -> None:

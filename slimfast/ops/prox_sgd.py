@@ -121,10 +121,7 @@ class _Vector:
             if form == Form.ELEMENTWISE:
                 return d.add(penalty_grad(p, *weights), alpha=h.penalty_scale)
             return d.add(group_grad(p, form, self.dim, *weights, h.group_lam), alpha=h.penalty_scale)
-        wide, step = (
-            p.double(),
-            h.penalty_scale / h.beta,
-        )  # in p's own dtype little would be left of p - prox(p)
+        wide, step = p.double(), h.penalty_scale / h.beta  # p - prox(p) needs more digits than p has
         if form == Form.SPARSE:  # the splitting is of the numbers; the norm enters as it is
             norm = group_grad(p, form, self.dim, Kind.NONE, 0.0, 0.0, h.group_lam)
             d = d.add(norm, alpha=h.penalty_scale)

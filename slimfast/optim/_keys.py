@@ -76,10 +76,13 @@ def check_values(group: Mapping[str, Any]) -> None:
         return
     if method == Method.SUBGRADIENT and penalty.rule.kind == Kind.L0:
         name = type(penalty).__name__
+        name = f"the L0 in {name}" if penalty.rule.form == Form.SPARSE else name
         raise ValueError(f"method: 'subgradient' has no effect with {name}, whose slope is 0; use 'prox'")
     uses_gain = method in (Method.PROX, Method.ALTERNATING)
     if uses_gain and group["prox_scale"] == "matched" and not group["momentum"] < 1:
         raise ValueError(f"momentum: {group['momentum']} is not below 1, which prox_scale='matched' needs")
+    if uses_gain and group["momentum"] and not gain(group) >= 0:
+        raise ValueError(f"dampening: {group['dampening']} is above 1; prox_scale='matched' needs at most 1")
 
 
 def check_shapes(penalty: Penalty | None, params: Iterable[Tensor]) -> None:

@@ -72,7 +72,7 @@ class ProxSGD(torch.optim.SGD):
         params: parameters, named ones or groups, as for any torch optimizer; see ``slimfast.param_groups``.
         lr: learning rate, a float or a one-element tensor, >= 0.
         momentum: >= 0; below 1 with ``prox_scale="matched"``.
-        dampening: of the gradient's share in the momentum.
+        dampening: of the gradient's share in the momentum; at most 1 with ``prox_scale="matched"``.
         weight_decay: >= 0.
         nesterov: Nesterov momentum; needs momentum > 0 and dampening 0.
         maximize: maximise f - penalty instead.
