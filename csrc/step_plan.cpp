@@ -133,6 +133,31 @@ class PyTensor {
   void** slot_;  // where the object keeps its TensorImpl
 };
 
+// A parameter group as it was when its Row was made. All that a Row is made of is immutable, but for tensors: while the
+// dict holds the same objects, the Row holds too.
+class Settings {
+ public:
+  bool are_those_of(PyObject* group) const {
+    Py_ssize_t position = 0;
+    PyObject *key, *value;
+    size_t i = 0;
+    for (; PyDict_Next(group, &position, &key, &value); ++i)
+      if (i >= items_.size() || items_[i].first.ptr() != key || items_[i].second.ptr() != value) return false;
+    return i == items_.size() && i != 0;
+  }
+
+  void keep(py::dict group, const py::object& tensor_type) {
+    items_.clear();
+    for (auto [key, value] : group) {
+      if (py::isinstance(value, tensor_type)) return items_.clear();
+      items_.emplace_back(py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value));
+    }
+  }
+
+ private:
+  std::vector<std::pair<py::object, py::object>> items_;
+};
+
 std::optional<Number> number_of(int32_t dtype) {
   if (dtype == aoti_torch_dtype_float32()) return Number::F32;
   if (dtype == aoti_torch_dtype_float64()) return Number::F64;
@@ -231,7 +256,9 @@ int64_t dense_numel(const Layout& layout) {
 class StepPlan {
  public:
   // params: for each group its list of parameters; states: in the same order, each parameter's state dict or None.
-  StepPlan(py::list params, py::list states) : momentum_key_(interned("momentum_buffer")), auxiliary_key_(interned("auxiliary")) {
+  StepPlan(py::list params, py::list states)
+      : momentum_key_(interned("momentum_buffer")), auxiliary_key_(interned("auxiliary")), params_key_(interned("params")),
+        tensor_type_(py::module_::import("torch").attr("Tensor")) {
     for (size_t group = 0; group < params.size(); ++group) {
       auto list = params[group].cast<py::list>();
       auto dicts = states[group].cast<py::list>();
@@ -244,18 +271,18 @@ class StepPlan {
     }
   }
 
-  // rows: for each group its Row, a pair of the tuples Rule and Hyper. Scaler: tensors of one number, or None.
-  bool step(py::list params, py::list rows, py::handle grad_scale, py::handle found_inf) {
-    if (params.size() != groups_.size()) return false;
+  // rows: makes each group's Row, a pair of the tuples Rule and Hyper. Scaler: tensors of one number, or None.
+  bool step(py::list groups, py::function rows, py::handle grad_scale, py::handle found_inf) {
+    if (groups.size() != groups_.size()) return false;
     Scaler scaler{};
     if (!read_number(grad_scale, scaler.grad_scale) || !read_number(found_inf, scaler.found_inf)) return false;
-    hyper_.clear();
+    for (py::handle group : groups)
+      if (!PyDict_Check(group.ptr())) return false;
+    read(groups, rows);
     table_.clear();
     changed_.clear();
-    for (size_t group = 0; group < groups_.size(); ++group) {
-      hyper_.push_back(parse(rows[group]));
-      if (!gather(group, params[group].ptr())) return false;
-    }
+    for (size_t group = 0; group < groups_.size(); ++group)
+      if (!gather(group, PyDict_GetItemWithError(groups[group].ptr(), params_key_.ptr()))) return false;
     slimfast_prox_sgd_cpu(table_.data(), static_cast<int64_t>(table_.size()), hyper_.data(),
                           static_cast<int64_t>(hyper_.size()), &scaler);
     for (const Entry* entry : changed_) entry->param.bump_version();  // lets autograd notice, as after any in-place op
@@ -263,7 +290,9 @@ class StepPlan {
   }
 
  private:
-  py::str momentum_key_, auxiliary_key_;
+  py::str momentum_key_, auxiliary_key_, params_key_;
+  py::object tensor_type_;
+  std::vector<Settings> settings_;
   std::vector<py::list> lists_;
   std::vector<std::vector<Entry>> groups_;
   std::vector<SgdGroup> hyper_;
@@ -292,6 +321,17 @@ class StepPlan {
             Slot(state, auxiliary_key_), *layout, *number, dense_numel(*layout)};
   }
 
+  void read(const py::list& groups, const py::function& rows) {
+    bool is_known = !settings_.empty();
+    for (size_t i = 0; is_known && i < settings_.size(); ++i) is_known = settings_[i].are_those_of(groups[i].ptr());
+    if (is_known) return;
+    settings_.clear();
+    hyper_.clear();
+    for (py::handle row : rows()) hyper_.push_back(parse(row));
+    settings_.resize(groups.size());
+    for (size_t i = 0; i < settings_.size(); ++i) settings_[i].keep(groups[i], tensor_type_);
+  }
+
   static SgdGroup parse(py::handle row) {
     PyObject *rule = PyTuple_GET_ITEM(row.ptr(), 0), *hyper = PyTuple_GET_ITEM(row.ptr(), 1);
     auto whole = [&](int i) { return static_cast<int32_t>(PyLong_AsLong(PyTuple_GET_ITEM(rule, i))); };
@@ -302,7 +342,7 @@ class StepPlan {
 
   bool gather(size_t group, PyObject* list) {
     const auto& entries = groups_[group];
-    if (list != lists_[group].ptr() || PyList_GET_SIZE(list) != static_cast<Py_ssize_t>(entries.size())) return false;
+    if (list == nullptr || list != lists_[group].ptr() || PyList_GET_SIZE(list) != static_cast<Py_ssize_t>(entries.size())) return false;
     constexpr int64_t AHEAD = 4;  // tensors between two stages
     const int64_t n = static_cast<int64_t>(entries.size());
     for (int64_t i = -Entry::STAGES * AHEAD; i < n; ++i) {
@@ -343,6 +383,6 @@ class StepPlan {
 PYBIND11_MODULE(_plan, m) {
   py::class_<slimfast::StepPlan>(m, "StepPlan")
       .def(py::init<py::list, py::list>(), py::arg("params"), py::arg("states"))
-      .def("step", &slimfast::StepPlan::step, py::arg("params"), py::arg("rows"), py::arg("grad_scale") = py::none(),
+      .def("step", &slimfast::StepPlan::step, py::arg("groups"), py::arg("rows"), py::arg("grad_scale") = py::none(),
            py::arg("found_inf") = py::none());
 }

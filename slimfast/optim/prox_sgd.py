@@ -1,6 +1,6 @@
 """SGD with momentum and a proximal step: ``torch.optim.SGD`` that trains to exact zeros."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from slimfast.ops._kinds import Method
 from slimfast.optim import _keys, _plan, _tables, _torch
 from slimfast.optim._batch import Row, batches
+from slimfast.optim._hooks import is_watched
 from slimfast.optim._sharded import write
 from slimfast.optim._state import restore_dtypes
 from slimfast.optim._vectors import penalty_of, sparse_variables
@@ -164,7 +165,6 @@ class ProxSGD(torch.optim.SGD):
             self.param_groups.pop()
             raise
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one step with the gradients in ``.grad``; parameters without one are left alone.
 
@@ -174,42 +174,49 @@ class ProxSGD(torch.optim.SGD):
         Raises:
             RuntimeError: a penalised parameter has a sparse gradient; a capture that could not be replayed.
         """
+        if not is_watched(self):
+            return self._step(closure)
+        return _watched_step(self) if closure is None else _watched_step(self, closure)
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if _tables.is_capturing():
-            self._check_capture()
-        grad_scale, found_inf = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
-        if self.defaults["differentiable"]:
-            _torch.step(self.param_groups, self.state, grad_scale, found_inf, is_differentiable=True)
-            return loss
-        keeps_tensors = self.capturable or torch.compiler.is_compiling()
-        tensors = _tables.tensors_in(self.param_groups) if keeps_tensors else {}
-        rows = self._rows(tensors)
-        if keeps_tensors or not self._step_by_plan(rows, grad_scale, found_inf):
-            self._step_by_op(rows, tensors, grad_scale, found_inf)
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if not self._step_by_plan(grad_scale, found_inf):
+            with torch.no_grad():
+                self._step_by_op(grad_scale, found_inf)
         return loss
 
-    def _rows(self, tensors: _tables.Tensors) -> list[Row]:
-        return [
-            Row.of(group, [key for j, key in tensors if j == i]) for i, group in enumerate(self.param_groups)
-        ]
-
-    def _step_by_plan(self, rows: list[Row], grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
+    def _step_by_plan(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
+        if self.capturable or self.defaults["differentiable"]:
+            return False
+        if torch.compiler.is_compiling() or _tables.is_capturing():
+            return False
         if self._plan is None:
             self._plan = _plan.build(self.param_groups, self.state)
         if self._plan is None:
             return False
-        params = [group["params"] for group in self.param_groups]
-        served: bool = self._plan.step(params, rows, grad_scale, found_inf)
+        served: bool = self._plan.step(self.param_groups, self._rows, grad_scale, found_inf)
         if not served:
             self._plan = None  # the next step builds one for what it then finds
         return served
 
-    def _step_by_op(
-        self, rows: list[Row], tensors: _tables.Tensors, grad_scale: Tensor | None, found_inf: Tensor | None
-    ) -> None:
+    def _rows(self, tensors: Collection[tuple[int, str]] = ()) -> list[Row]:
+        return [
+            Row.of(group, [key for j, key in tensors if j == i]) for i, group in enumerate(self.param_groups)
+        ]
+
+    def _step_by_op(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        if _tables.is_capturing():
+            self._check_capture()
+        if self.defaults["differentiable"]:
+            _torch.step(self.param_groups, self.state, grad_scale, found_inf, is_differentiable=True)
+            return
+        keeps_tensors = self.capturable or torch.compiler.is_compiling()
+        tensors = _tables.tensors_in(self.param_groups) if keeps_tensors else {}
+        rows = self._rows(tensors)
         for batch in batches(self.param_groups, rows, self.state):
             if batch.first and found_inf is not None and found_inf.item() != 0:
                 return  # else what was not a first step would pass for one
@@ -302,3 +309,7 @@ class ProxSGD(torch.optim.SGD):
         self.__dict__.setdefault("_kept_tables", _tables.Kept())
         self._plan = None
         self._step_supports_amp_scaling = True
+
+
+ProxSGD.step.hooked = True  # type: ignore[attr-defined]  # torch does not wrap it: `step` calls the wrapper itself
+_watched_step = torch.optim.Optimizer.profile_hook_step(ProxSGD._step)
