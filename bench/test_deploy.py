@@ -61,6 +61,7 @@ def test_forward(compare: Compare, name: str, channels: int, size: int, batch: i
     deployed = slimfast.deploy(pruned, x[:1])
     variants: dict[str, Forward] = {"deployed": lambda: deployed(x)}
     variants |= eager("pruned", pruned, x) | eager("dense", dense, x) | compiled(pruned, x)
+    expected = dense(x)
     for function in variants.values():
-        torch.testing.assert_close(function(), dense(x), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(function(), expected, rtol=1e-3, atol=1e-4)
     compare(variants, rounds=30 if batch == 1 or name == "small_cnn" else 7)

@@ -72,7 +72,7 @@ def test_groups(compare: Compare, name: str) -> None:
     numbers = numbers_in(name)
     compare(
         {label: contender.step for label, contender in contenders.items()},
-        rounds=10 if numbers > 1e7 else 30,
+        rounds=7 if numbers > 1e7 else 20,
         floors=bandwidth.step_floors(numbers, DEVICE),
         device=DEVICE,
     )

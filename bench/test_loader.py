@@ -43,4 +43,4 @@ def test_epoch(compare: Compare, channels: int, side: int, batch_size: int) -> N
     }
     epochs = {name: lambda loader=loader: sum(len(y) for _, y in loader) for name, loader in loaders.items()}
     assert [epoch() for epoch in epochs.values()] == [PICTURES, PICTURES]
-    compare(epochs, rounds=5)
+    compare(epochs, rounds=3)

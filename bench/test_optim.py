@@ -119,7 +119,7 @@ def test_step(compare: Compare, name: str) -> None:
     numbers = numbers_in(name)
     compare(
         {label: contender.step for label, contender in (contenders | others).items()},
-        rounds=20 if numbers > 1e7 else 100,
+        rounds=20 if numbers > 1e7 else 60,
         floors=bandwidth.step_floors(numbers, DEVICE),
         device=DEVICE,
         also_warm=name in ("resnet164", "densenet40"),
@@ -169,7 +169,7 @@ def test_compiled(compare: Compare, name: str) -> None:
     numbers = numbers_in(name)
     compare(
         {label: contender.step for label, contender in contenders.items()},
-        rounds=20 if numbers > 1e7 else 100,
+        rounds=15 if numbers > 1e7 else 40,
         floors=bandwidth.step_floors(numbers, DEVICE),
         device=DEVICE,
         compile_s={"SGD compiled": seconds},

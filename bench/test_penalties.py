@@ -45,7 +45,7 @@ def test_prox(compare: Compare, penalty: Penalty, size: str) -> None:
         variants[name] = lambda: builtin(x)
     for function in variants.values():
         torch.testing.assert_close(function(), ops.prox(x, *scalars), rtol=1e-5, atol=1e-7)
-    compare(variants, rounds=20, floors=bandwidth.copy_floor(2 * x.nbytes))
+    compare(variants, rounds=10 if size == "million" else 30, floors=bandwidth.copy_floor(2 * x.nbytes))
 
 
 GROUPED = {
