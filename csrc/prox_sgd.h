@@ -99,3 +99,11 @@ struct SgdStep {
 extern "C" __attribute__((visibility("default"))) void slimfast_prox_sgd_cpu(
     const slimfast::SgdTensor* tensors, int64_t count, const slimfast::SgdGroup* groups, int64_t group_count,
     const slimfast::Scaler* scaler);
+
+// The same on a GPU, in its current stream, for tensors that it `serves`. `device_hyper`: the op's table if it is in device
+// memory, else null: then the numbers in `groups` count. Missing where the library was built without CUDA.
+extern "C" __attribute__((visibility("default"), weak)) void slimfast_prox_sgd_cuda(
+    const slimfast::SgdTensor* tensors, int64_t count, const slimfast::SgdGroup* groups, int64_t group_count,
+    const slimfast::Scaler* scaler, const double* device_hyper, int device);
+extern "C" __attribute__((visibility("default"), weak)) bool slimfast_prox_sgd_cuda_serves(const slimfast::SgdTensor* tensor,
+                                                                                           const slimfast::SgdGroup* group);

@@ -1,13 +1,17 @@
-// ProxSGD on CUDA: every parameter of a model in one launch (of up to 640 tensors). All addresses travel by value in the
-// kernel's argument: no table in device memory, no copy, no synchronisation, so that a CUDA graph can capture it.
+// ProxSGD on CUDA: every parameter of a model in one launch of prox_sgd_kernel.h.
+//
+// What stays the same from step to step is a table in device memory. Gradients' addresses and, unless they are in device
+// memory already, hyperparameters travel by value in the kernel's argument: a step copies, allocates and waits for nothing,
+// and a CUDA graph can capture it.
+#include "prox_sgd_kernel.h"
 #include "prox_sgd_op.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
-
+#include <algorithm>
+#include <array>
+#include <cstring>
 #include <memory>
+#include <mutex>
+#include <string>
 
 // CPU builds of torch do not have it; a weak symbol lets this library load there.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
@@ -15,199 +19,256 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 namespace slimfast {
 namespace {
 
-constexpr int THREADS = 256, CHUNK = 2048, MAX_TENSORS = 380, MAX_GROUPS = 16;
+constexpr size_t KEPT_TABLES = 8;
 
-struct Work {
-  int32_t tensor_count, group_count;
-  uint32_t chunk_end[MAX_TENSORS];  // chunks of this tensor and all before it
-  SgdTensor tensors[MAX_TENSORS];   // `group` counts within this launch
-  SgdGroup groups[MAX_GROUPS];
-  Prox prox[MAX_GROUPS];
-};
-static_assert(sizeof(Work) <= 32764, "a kernel's argument holds no more");
+void check(cudaError_t error) { STD_TORCH_CHECK(error == cudaSuccess, "prox_sgd_: ", cudaGetErrorString(error)); }
 
-__device__ double shrink(double x, const Prox& c) {
-  switch (c.kind) {
-    case Kind::NONE: return x;
-    case Kind::L0: return prox_one<Kind::L0>(x, c);
-    case Kind::L1: return prox_one<Kind::L1>(x, c);
-    case Kind::LP: return prox_one<Kind::LP>(x, c);
-    case Kind::TL1: return prox_one<Kind::TL1>(x, c);
-    case Kind::MCP: return prox_one<Kind::MCP>(x, c);
-    case Kind::SCAD: return prox_one<Kind::SCAD>(x, c);
-    case Kind::LOGSUM: return prox_one<Kind::LOGSUM>(x, c);
-  }
-  return x;
-}
-
-__device__ double slope(double x, const SgdGroup& h) {
-  switch (h.kind) {
-    case Kind::NONE:
-    case Kind::L0: return 0;
-    case Kind::L1: return grad_one<Kind::L1>(x, h.lam, h.shape);
-    case Kind::LP: return grad_one<Kind::LP>(x, h.lam, h.shape);
-    case Kind::TL1: return grad_one<Kind::TL1>(x, h.lam, h.shape);
-    case Kind::MCP: return grad_one<Kind::MCP>(x, h.lam, h.shape);
-    case Kind::SCAD: return grad_one<Kind::SCAD>(x, h.lam, h.shape);
-    case Kind::LOGSUM: return grad_one<Kind::LOGSUM>(x, h.lam, h.shape);
-  }
-  return 0;
-}
-
-template <class T>
-struct Update {
-  SgdStep<T> step;
-  const SgdGroup& h;
-  const Prox& prox;
-
-  template <bool HAS_MOMENTUM>
-  __device__ void apply(T& p, T g, T& m) const {
-    T d = step.direction(p, g);
-    if (h.has_subgradient()) d = std::fma(static_cast<T>(slope(p, h)), static_cast<T>(h.penalty_scale), d);
-    p = step.template advance<HAS_MOMENTUM>(p, d, &m);
-    if (h.has_prox()) p = static_cast<T>(shrink(p, prox));
-  }
-};
-
-template <class T>
-__device__ T load(const void* from, Number type, int64_t i) {
-  switch (type) {
-    case Number::F32: return static_cast<T>(static_cast<const float*>(from)[i]);
-    case Number::F64: return static_cast<T>(static_cast<const double*>(from)[i]);
-    case Number::BF16: return static_cast<T>(__bfloat162float(static_cast<const __nv_bfloat16*>(from)[i]));
-    case Number::F16: return static_cast<T>(__half2float(static_cast<const __half*>(from)[i]));
-  }
-  return 0;
-}
-
-template <class T>
-__device__ void store(void* to, Number type, int64_t i, T x) {
-  switch (type) {
-    case Number::F32: static_cast<float*>(to)[i] = static_cast<float>(x); break;
-    case Number::F64: static_cast<double*>(to)[i] = static_cast<double>(x); break;
-    case Number::BF16: static_cast<__nv_bfloat16*>(to)[i] = __float2bfloat16_rn(static_cast<float>(x)); break;
-    case Number::F16: static_cast<__half*>(to)[i] = __float2half_rn(static_cast<float>(x)); break;
-  }
-}
-
-template <class T>
-__device__ void step_any(const SgdTensor& t, const Update<T>& update, int64_t begin, int64_t end) {
-  for (int64_t i = begin + threadIdx.x; i < end; i += THREADS) {
-    T p = load<T>(t.param, t.param_type, i), m = t.momentum ? load<T>(t.momentum, t.momentum_type, i) : T(0);
-    const T g = load<T>(t.grad, t.grad_type, i);
-    t.momentum ? update.template apply<true>(p, g, m) : update.template apply<false>(p, g, m);
-    store(t.param, t.param_type, i, p);
-    if (t.momentum) store(t.momentum, t.momentum_type, i, m);
-  }
-}
-
-template <bool HAS_MOMENTUM>
-__device__ void step_float4(const SgdTensor& t, const Update<float>& update, int64_t begin, int64_t end) {
-  auto params = static_cast<float4*>(t.param), momentum = static_cast<float4*>(t.momentum);
-  auto grads = static_cast<const float4*>(t.grad);
-  __builtin_assume(__isGlobal(params) && __isGlobal(grads));
-  if (HAS_MOMENTUM) __builtin_assume(__isGlobal(momentum));
-  for (int64_t i = begin / 4 + threadIdx.x; i < end / 4; i += THREADS) {
-    float4 p = params[i], m = HAS_MOMENTUM ? momentum[i] : float4{};
-    const float4 g = __ldcs(grads + i);
-    update.apply<HAS_MOMENTUM>(p.x, g.x, m.x);
-    update.apply<HAS_MOMENTUM>(p.y, g.y, m.y);
-    update.apply<HAS_MOMENTUM>(p.z, g.z, m.z);
-    update.apply<HAS_MOMENTUM>(p.w, g.w, m.w);
-    params[i] = p;
-    if (HAS_MOMENTUM) momentum[i] = m;
-  }
-}
-
-__device__ bool takes_float4(const SgdTensor& t, int64_t end) {
-  const auto addresses = reinterpret_cast<uintptr_t>(t.param) | reinterpret_cast<uintptr_t>(t.grad) |
-                         reinterpret_cast<uintptr_t>(t.momentum);
-  return addresses % 16 == 0 && end % 4 == 0 && t.param_type == Number::F32 && t.grad_type == Number::F32 &&
-         (!t.momentum || t.momentum_type == Number::F32);
-}
-
-__global__ void __launch_bounds__(THREADS) prox_sgd_kernel(const __grid_constant__ Work work) {
-  int low = 0, high = work.tensor_count - 1;
-  while (low < high) {
-    const int middle = (low + high) / 2;
-    work.chunk_end[middle] > blockIdx.x ? high = middle : low = middle + 1;
-  }
-  const SgdTensor& t = work.tensors[low];
-  const int64_t begin = static_cast<int64_t>(blockIdx.x - (low ? work.chunk_end[low - 1] : 0)) * CHUNK;
-  const int64_t end = begin + CHUNK < t.numel ? begin + CHUNK : t.numel;
-  const SgdGroup& h = work.groups[t.group];
-  const Prox& prox = work.prox[t.group];
-  if (t.param_type == Number::F64) {
-    step_any<double>(t, {SgdStep<double>(h), h, prox}, begin, end);
-  } else if (!takes_float4(t, end)) {
-    step_any<float>(t, {SgdStep<float>(h), h, prox}, begin, end);
-  } else if (t.momentum) {
-    step_float4<true>(t, {SgdStep<float>(h), h, prox}, begin, end);
-  } else {
-    step_float4<false>(t, {SgdStep<float>(h), h, prox}, begin, end);
-  }
-}
-
-// Collects tensors and launches whenever the kernel's argument is full.
-class Launcher {
+class OnDevice {
  public:
-  Launcher(const SgdGroup* groups, int64_t group_count, cudaStream_t stream)
-      : groups_(groups), local_(group_count, -1), stream_(stream) {}
-
-  void add(SgdTensor tensor) {
-    const int64_t chunks = (tensor.numel + CHUNK - 1) / CHUNK;
-    if (chunks == 0) return;
-    if (work_.tensor_count == MAX_TENSORS || (local_[tensor.group] < 0 && work_.group_count == MAX_GROUPS)) flush();
-    tensor.group = local_group(tensor.group);
-    work_.tensors[work_.tensor_count] = tensor;
-    work_.chunk_end[work_.tensor_count++] = blocks_ += static_cast<uint32_t>(chunks);
+  explicit OnDevice(int device) {
+    check(cudaGetDevice(&before_));
+    if (device != before_) check(cudaSetDevice(device));
   }
+  ~OnDevice() { cudaSetDevice(before_); }
 
-  cudaError_t flush() {
-    if (blocks_) prox_sgd_kernel<<<blocks_, THREADS, 0, stream_>>>(work_);
-    blocks_ = work_.tensor_count = work_.group_count = 0;
-    std::fill(local_.begin(), local_.end(), -1);
-    return cudaGetLastError();
+ private:
+  int before_;
+};
+
+// What tensors have in common with themselves a step earlier.
+bool is_same(const SgdTensor& a, const SgdTensor& b) {
+  return a.param == b.param && a.momentum == b.momentum && a.auxiliary == b.auxiliary && a.numel == b.numel &&
+         a.outer == b.outer && a.inner == b.inner && a.group == b.group && a.param_type == b.param_type &&
+         a.grad_type == b.grad_type && a.momentum_type == b.momentum_type && a.auxiliary_type == b.auxiliary_type;
+}
+
+struct Launch {  // consecutive tensors whose gradients and groups one kernel argument can hold
+  int64_t first_tensor, tensors, first_chunk, chunks;
+  std::vector<int32_t> groups;  // those that occur, in the order that `Chunk::group` counts
+};
+
+// Chunks and launches for a list of tensors.
+class Plan {
+ public:
+  std::vector<Chunk> chunks;
+  std::vector<Launch> launches;
+
+  Plan(const SgdTensor* tensors, int64_t count, const SgdGroup* groups) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int32_t group = tensors[i].group;
+      if (launches.empty() || launches.back().tensors == MANY ||
+          (position(group) == MAX_GROUPS && launches.back().groups.size() == MAX_GROUPS))
+        launches.push_back({i, 0, static_cast<int64_t>(chunks.size()), 0, {}});
+      Launch& launch = launches.back();
+      const size_t at = std::min(position(group), launch.groups.size());
+      if (at == launch.groups.size()) launch.groups.push_back(group);
+      add(tensors[i], groups[group], static_cast<int16_t>(launch.tensors++), static_cast<int16_t>(at));
+      launch.chunks = static_cast<int64_t>(chunks.size()) - launch.first_chunk;
+    }
   }
 
  private:
-  Work work_{};
-  const SgdGroup* groups_;
-  std::vector<int32_t> local_;  // where in `work_` a group is, -1: not yet
-  cudaStream_t stream_;
-  uint32_t blocks_ = 0;
+  size_t position(int32_t group) const {  // MAX_GROUPS: not among those of the last launch
+    const auto& known = launches.back().groups;
+    const auto found = std::find(known.begin(), known.end(), group);
+    return found == known.end() ? MAX_GROUPS : found - known.begin();
+  }
 
-  int32_t local_group(int32_t group) {
-    if (local_[group] < 0) {
-      const SgdGroup& h = groups_[group];
-      work_.groups[work_.group_count] = h;
-      work_.prox[work_.group_count] = make_prox(static_cast<int64_t>(h.kind), h.lam, h.shape, h.prox_step());
-      local_[group] = work_.group_count++;
+  void add(const SgdTensor& t, const SgdGroup& h, int16_t tensor, int16_t group) {
+    const bool by_filter = is_by_filter(h);
+    const int32_t size = static_cast<int32_t>(by_filter ? t.inner : 0), team = by_filter ? team_of(size, t.param_type) : THREADS;
+    const int64_t length = by_filter ? static_cast<int64_t>(THREADS / team) * size : THREADS * each_of(t.param_type);
+    for (int64_t begin = 0; begin < t.numel; begin += length) {
+      const int32_t n = static_cast<int32_t>(std::min(length, t.numel - begin));
+      chunks.push_back({moved(t.param, t.param_type, begin), moved(t.momentum, t.momentum_type, begin),
+                        moved(t.auxiliary, t.auxiliary_type, begin), begin, n, by_filter ? size : n, team, tensor, group,
+                        t.param_type, t.grad_type, t.momentum_type, t.auxiliary_type});
     }
-    return local_[group];
+  }
+
+  static void* moved(void* array, Number type, int64_t numbers) {
+    const int64_t bytes = type == Number::F64 ? 8 : type == Number::F32 ? 4 : 2;
+    return array ? static_cast<char*>(array) + numbers * bytes : nullptr;
   }
 };
+
+// A plan with its chunks in device memory.
+class Table {
+ public:
+  bool is_captured = false;  // a graph may replay it for ever
+
+  Table(const SgdTensor* tensors, int64_t count, const SgdGroup* groups, int device)
+      : device_(device), tensors_(tensors, tensors + count), plan_(tensors, count, groups) {
+    for (int64_t i = 0; i < count; ++i) forms_.push_back(is_by_filter(groups[tensors[i].group]));
+    const size_t bytes = std::max<size_t>(plan_.chunks.size(), 1) * sizeof(Chunk);
+    void* memory = nullptr;
+    check(cudaMalloc(&memory, bytes));
+    chunks_.reset(static_cast<Chunk*>(memory));
+    check(cudaMemcpy(memory, plan_.chunks.data(), plan_.chunks.size() * sizeof(Chunk), cudaMemcpyHostToDevice));
+    plan_.chunks = {};
+  }
+
+  bool serves(const SgdTensor* tensors, int64_t count, const SgdGroup* groups, int device) const {
+    if (device != device_ || count != static_cast<int64_t>(tensors_.size())) return false;
+    for (int64_t i = 0; i < count; ++i)
+      if (!is_same(tensors[i], tensors_[i]) || is_by_filter(groups[tensors[i].group]) != forms_[i]) return false;
+    return true;
+  }
+
+  void launch(const SgdTensor* tensors, const SgdGroup* groups, const Scaler& scaler, const double* hyper,
+              cudaStream_t stream) const {
+    for (const Launch& part : plan_.launches) {
+      if (part.chunks == 0) continue;
+      if (part.tensors <= FEW) launch<FEW>(part, tensors, groups, scaler, hyper, stream);
+      else launch<MANY>(part, tensors, groups, scaler, hyper, stream);
+    }
+  }
+
+ private:
+  struct Free {
+    void operator()(Chunk* memory) const { cudaFree(memory); }  // waits for kernels that still read it
+  };
+
+  int device_;
+  std::vector<SgdTensor> tensors_;
+  std::vector<bool> forms_;
+  Plan plan_;
+  std::unique_ptr<Chunk, Free> chunks_;
+
+  template <int TENSORS>
+  void launch(const Launch& part, const SgdTensor* tensors, const SgdGroup* groups, const Scaler& scaler, const double* hyper,
+              cudaStream_t stream) const {
+    Work<TENSORS> work;
+    work.chunks = chunks_.get() + part.first_chunk;
+    work.scaler = scaler;
+    work.hyper = hyper;
+    for (size_t i = 0; i < part.groups.size(); ++i) {
+      work.rows[i] = part.groups[i];
+      work.groups[i] = groups[part.groups[i]];
+    }
+    for (int64_t i = 0; i < part.tensors; ++i) work.grads[i] = tensors[part.first_tensor + i].grad;
+    void* arguments[] = {&work};
+    check(cudaLaunchKernel(&prox_sgd_kernel<TENSORS>, dim3(static_cast<unsigned>(part.chunks)), dim3(THREADS), arguments, 0, stream));
+  }
+};
+
+// The latest tables, the last used first.
+class Tables {
+ public:
+  Table& find(const SgdTensor* tensors, int64_t count, const SgdGroup* groups, int device, bool is_capturing) {
+    const auto found = std::find_if(tables_.begin(), tables_.end(),
+                                    [&](const auto& table) { return table->serves(tensors, count, groups, device); });
+    if (found != tables_.end()) {
+      std::rotate(tables_.begin(), found, found + 1);
+    } else {
+      STD_TORCH_CHECK(!is_capturing, "prox_sgd_: tensors that it has not met before; take one step before the capture");
+      make_room();
+      tables_.insert(tables_.begin(), std::make_unique<Table>(tensors, count, groups, device));
+    }
+    return *tables_.front();
+  }
+
+ private:
+  std::vector<std::unique_ptr<Table>> tables_;
+
+  void make_room() {
+    const auto is_free = [](const auto& table) { return !table->is_captured; };
+    if (std::count_if(tables_.begin(), tables_.end(), is_free) < static_cast<int64_t>(KEPT_TABLES)) return;
+    tables_.erase(std::next(std::find_if(tables_.rbegin(), tables_.rend(), is_free)).base());
+  }
+};
+
+// Tensors that this kernel does not serve, and the op that does: Triton's, or plain torch.
+class Others {
+ public:
+  Others(const std::vector<Tensor>& params, const std::vector<Tensor>& grads, const std::vector<Tensor>& momentum_buffers,
+         const std::vector<Tensor>& auxiliary, const std::vector<int64_t>& group, const std::vector<SgdGroup>& groups)
+      : all_{&params, &grads, &momentum_buffers, &auxiliary}, all_group_(&group), groups_(&groups) {}
+
+  void visit(size_t i, bool is_ours) {
+    const SgdGroup& h = (*groups_)[(*all_group_)[i]];
+    const size_t momentum = h.has(HAS_MOMENTUM) ? momentum_++ : 0, auxiliary = h.method == Method::ALTERNATING ? auxiliary_++ : 0;
+    if (is_ours) return;
+    lists_[0].push_back((*all_[0])[i]);
+    lists_[1].push_back((*all_[1])[i]);
+    if (h.has(HAS_MOMENTUM)) lists_[2].push_back((*all_[2])[momentum]);
+    if (h.method == Method::ALTERNATING) lists_[3].push_back((*all_[3])[auxiliary]);
+    group_.push_back((*all_group_)[i]);
+  }
+
+  void step(const std::vector<int64_t>& rules, const Tensor& hyper, const std::optional<Tensor>& grad_scale,
+            const std::optional<Tensor>& found_inf) const {
+    if (group_.empty()) return;
+    using torch::stable::detail::from;
+    std::array<StableIValue, 9> stack{from(lists_[0]), from(lists_[1]), from(lists_[2]), from(lists_[3]), from(group_),
+                                      from(rules), from(hyper), from(grad_scale), from(found_inf)};
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("slimfast::prox_sgd_others_", "", stack.data(), TORCH_ABI_VERSION));
+  }
+
+ private:
+  const std::vector<Tensor>* all_[4];
+  const std::vector<int64_t>* all_group_;
+  const std::vector<SgdGroup>* groups_;
+  std::vector<Tensor> lists_[4];
+  std::vector<int64_t> group_;
+  size_t momentum_ = 0, auxiliary_ = 0;
+};
+
+void step(const std::vector<Tensor>& params, const std::vector<Tensor>& grads, const std::vector<Tensor>& momentum_buffers,
+          const std::vector<Tensor>& auxiliary, const std::vector<int64_t>& group, const std::vector<int64_t>& rules,
+          const Tensor& hyper, const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf, bool on_device) {
+  if (params.empty()) return;
+  const int32_t device = params[0].get_device_index();
+  const Tensor numbers = torch::stable::contiguous(hyper);
+  const auto groups = sgd_groups(rules, numbers, on_device);
+  SgdTensors tensors(params, grads, momentum_buffers, auxiliary, group, groups);
+  const Scaler scaler{scaler_number(grad_scale, "grad_scale"), scaler_number(found_inf, "found_inf")};
+  std::vector<SgdTensor> ours;
+  Others others(params, grads, momentum_buffers, auxiliary, group, groups);
+  for (size_t i = 0; i < params.size(); ++i) {
+    const SgdTensor& row = tensors.table[i];
+    const bool served = is_served(row, groups[row.group]);
+    others.visit(i, served);
+    if (served) ours.push_back(row);
+  }
+  slimfast_prox_sgd_cuda(ours.data(), ours.size(), groups.data(), groups.size(), &scaler,
+                         on_device ? static_cast<const double*>(numbers.const_data_ptr()) : nullptr, device);
+  tensors.copy_back();
+  others.step(rules, hyper, grad_scale, found_inf);
+}
 
 void prox_sgd_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> momentum_buffers,
                std::vector<Tensor> auxiliary, std::vector<int64_t> group, std::vector<int64_t> rules, Tensor hyper,
                std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
-  STD_TORCH_CHECK(!grad_scale && !found_inf, "grad_scale, found_inf: not there yet");
-  const auto groups = sgd_groups(rules, hyper);
-  SgdTensors tensors(params, grads, momentum_buffers, auxiliary, group, groups);
-  if (params.empty()) return;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, "slimfast: CUDA tensors, but a torch without CUDA");
-  const int32_t device = params[0].get_device_index();
-  torch::stable::accelerator::DeviceGuard guard(device);
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  auto launcher = std::make_unique<Launcher>(groups.data(), groups.size(), static_cast<cudaStream_t>(stream));
-  for (const SgdTensor& tensor : tensors.table) launcher->add(tensor);
-  const cudaError_t error = launcher->flush();
-  STD_TORCH_CHECK(error == cudaSuccess, "prox_sgd_: ", cudaGetErrorString(error));
-  tensors.copy_back();
+  step(params, grads, momentum_buffers, auxiliary, group, rules, hyper, grad_scale, found_inf, hyper.is_cuda());
 }
 
 }  // namespace
 }  // namespace slimfast
+
+bool slimfast_prox_sgd_cuda_serves(const slimfast::SgdTensor* tensor, const slimfast::SgdGroup* group) {
+  return slimfast::is_served(*tensor, *group);
+}
+
+void slimfast_prox_sgd_cuda(const slimfast::SgdTensor* tensors, int64_t count, const slimfast::SgdGroup* groups,
+                            int64_t /*group_count*/, const slimfast::Scaler* scaler, const double* device_hyper, int device) {
+  using namespace slimfast;
+  static std::mutex mutex;
+  static Tables* tables = new Tables;  // never destroyed: at exit the driver may be gone before it
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, "slimfast: CUDA tensors, but a torch without CUDA");
+  const OnDevice guard(device);
+  void* current = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &current));
+  const auto stream = static_cast<cudaStream_t>(current);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &status));
+  const bool is_capturing = status != cudaStreamCaptureStatusNone;
+  STD_TORCH_CHECK(!is_capturing || device_hyper,
+                  "hyper: on the CPU, so a graph's replays would repeat today's numbers; put it on the GPU");
+  const std::lock_guard lock(mutex);
+  Table& table = tables->find(tensors, count, groups, device, is_capturing);
+  table.is_captured |= is_capturing;
+  table.launch(tensors, groups, *scaler, device_hyper, stream);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(slimfast, CUDA, m) { m.impl("prox_sgd_", TORCH_BOX(&slimfast::prox_sgd_)); }

@@ -63,17 +63,18 @@ inline void check_number(int64_t value, int64_t last, const char* name) {
 
 constexpr int64_t RULES = 5, COLUMNS = 10;  // per group: whole numbers in `rules`, float64 in a row of `hyper`
 
-// The op's two tables. `hyper` must be on the CPU.
-inline std::vector<SgdGroup> sgd_groups(const std::vector<int64_t>& rules, const Tensor& table) {
+// The op's two tables. Numbers that the CPU cannot read, since `hyper` is on a GPU, are left 0.
+inline std::vector<SgdGroup> sgd_groups(const std::vector<int64_t>& rules, const Tensor& table, bool is_readable = true) {
   const int64_t n = static_cast<int64_t>(rules.size()) / RULES;
   STD_TORCH_CHECK(table.scalar_type() == ScalarType::Double && table.dim() == 2 &&
                       table.size(0) == n && table.size(1) == COLUMNS && static_cast<int64_t>(rules.size()) == n * RULES,
                   "hyper: must be float64 [", n, ", ", COLUMNS, "], with ", RULES, " rules per row");
   const Tensor hyper = torch::stable::contiguous(table);
-  const double* row = static_cast<const double*>(hyper.const_data_ptr());
+  static constexpr double UNKNOWN[COLUMNS] = {};
   std::vector<SgdGroup> groups;
   groups.reserve(n);
-  for (int64_t i = 0; i < n; ++i, row += COLUMNS) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double* row = is_readable ? static_cast<const double*>(hyper.const_data_ptr()) + i * COLUMNS : UNKNOWN;
     const int64_t* rule = rules.data() + i * RULES;
     check_number(rule[0], static_cast<int64_t>(Kind::LOGSUM), "kind");
     check_number(rule[1], static_cast<int64_t>(Form::DIFFERENCE), "form");

@@ -20,6 +20,7 @@ from slimfast.kernels.penalty import grad_one, prox_one
 from torch import Tensor
 
 NUM_WARPS = 8
+MAXNREG = 255  # without a limit ptxas aims at an occupancy, and spills a few bytes to reach it
 SHORT = tl.constexpr(32 * NUM_WARPS)
 NESTEROV = tl.constexpr(1)  # flags, see csrc/step_rules.h
 MAXIMIZE = tl.constexpr(2)

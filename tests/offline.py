@@ -34,6 +34,7 @@ def compile_triton(
     arch: int,  # 80, 90, 100
     num_warps: int = 4,
     num_stages: int = 3,
+    maxnreg: int | None = None,
 ) -> Compiled:
     return compile_all([dict(locals())])[0]
 
@@ -70,7 +71,11 @@ def _compile(request: dict[str, Any]) -> Compiled:
         constexprs=request["constexprs"],
         attrs={(function.arg_names.index(arg),): [["tt.divisibility", 16]] for arg in request["divisible"]},
     )
-    options = {"num_warps": request["num_warps"], "num_stages": request["num_stages"]}
+    options = {
+        "num_warps": request["num_warps"],
+        "num_stages": request["num_stages"],
+        "maxnreg": request["maxnreg"],
+    }
     try:
         built = triton.compile(source, target=GPUTarget("cuda", request["arch"], 32), options=options)
     except Exception as error:

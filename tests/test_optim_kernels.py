@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from offline import compile_all
-from slimfast.kernels.prox_sgd import NUM_WARPS, Variant, variants
+from slimfast.kernels.prox_sgd import MAXNREG, NUM_WARPS, Variant, variants
 
 ARCHITECTURES = (80, 90, 100)
 CONSTANTS = ("PARAM", "GRAD", "STATE", "KIND", "METHOD", "BLOCK")
@@ -23,6 +23,7 @@ def request(variant: Variant, arch: int) -> dict[str, Any]:
         "arch": arch,
         "num_warps": NUM_WARPS,
         "num_stages": 3,
+        "maxnreg": MAXNREG,
     }
 
 
