@@ -220,7 +220,7 @@ void step(const std::vector<Tensor>& params, const std::vector<Tensor>& grads, c
   if (params.empty()) return;
   const int32_t device = params[0].get_device_index();
   const Tensor numbers = torch::stable::contiguous(hyper);
-  const auto groups = sgd_groups(rules, numbers, on_device);
+  const auto groups = sgd_groups(rules, numbers, !on_device);
   SgdTensors tensors(params, grads, momentum_buffers, auxiliary, group, groups);
   const Scaler scaler{scaler_number(grad_scale, "grad_scale"), scaler_number(found_inf, "found_inf")};
   std::vector<SgdTensor> ours;

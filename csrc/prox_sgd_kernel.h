@@ -67,7 +67,7 @@ inline bool is_served(const SgdTensor& t, const SgdGroup& h) {
 namespace {
 
 // What a block shares.
-__shared__ __align__(16) unsigned char kept[THREADS * KEPT_BYTES];
+alignas(16) __shared__ unsigned char kept[THREADS * KEPT_BYTES];
 __shared__ double sums[THREADS];
 __shared__ Chunk chunk;
 __shared__ SgdGroup group;

@@ -217,7 +217,9 @@ def launch(
     for variant, tensors in launches.items():
         rows = tuple(_chunks.row(*tensor) for tensor in tensors)
         chunks = _chunks.table(rows, 4, variant.block, device)
-        prox_sgd_kernel[(len(chunks),)](chunks, table, *scaler, *variant, variant.block, num_warps=NUM_WARPS)
+        prox_sgd_kernel[(len(chunks),)](
+            chunks, table, *scaler, *variant, variant.block, num_warps=NUM_WARPS, maxnreg=MAXNREG
+        )
     for to, copy in reversed(copies):
         to.copy_(copy)
 

@@ -219,3 +219,7 @@ def prox_sgd_(
 
 _register.define(SCHEMA, reference, fake=lambda *args, **kwargs: None)
 _register.register_triton("prox_sgd_", "prox_sgd")
+# What the CUDA kernel of the C++ library leaves: it hands tensors over to this op.
+OTHERS = SCHEMA.replace("prox_sgd_", "prox_sgd_others_", 1)
+_register.define(OTHERS, reference, compiled=False, fake=lambda *args, **kwargs: None)
+_register.register_triton("prox_sgd_others_", "prox_sgd")
