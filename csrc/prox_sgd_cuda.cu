@@ -44,6 +44,7 @@ bool is_same(const SgdTensor& a, const SgdTensor& b) {
 
 struct Launch {  // consecutive tensors whose gradients and groups one kernel argument can hold
   int64_t first_tensor, tensors, first_chunk, chunks;
+  bool has_doubles;
   std::vector<int32_t> groups;  // those that occur, in the order that `Chunk::group` counts
 };
 
@@ -56,13 +57,14 @@ class Plan {
   Plan(const SgdTensor* tensors, int64_t count, const SgdGroup* groups) {
     for (int64_t i = 0; i < count; ++i) {
       const int32_t group = tensors[i].group;
-      if (launches.empty() || launches.back().tensors == MANY ||
+      if (launches.empty() || launches.back().tensors == MAX_TENSORS ||
           (position(group) == MAX_GROUPS && launches.back().groups.size() == MAX_GROUPS))
-        launches.push_back({i, 0, static_cast<int64_t>(chunks.size()), 0, {}});
+        launches.push_back({i, 0, static_cast<int64_t>(chunks.size()), 0, false, {}});
       Launch& launch = launches.back();
       const size_t at = std::min(position(group), launch.groups.size());
       if (at == launch.groups.size()) launch.groups.push_back(group);
       add(tensors[i], groups[group], static_cast<int16_t>(launch.tensors++), static_cast<int16_t>(at));
+      launch.has_doubles |= tensors[i].param_type == Number::F64;
       launch.chunks = static_cast<int64_t>(chunks.size()) - launch.first_chunk;
     }
   }
@@ -119,8 +121,20 @@ class Table {
               cudaStream_t stream) const {
     for (const Launch& part : plan_.launches) {
       if (part.chunks == 0) continue;
-      if (part.tensors <= FEW) launch<FEW>(part, tensors, groups, scaler, hyper, stream);
-      else launch<MANY>(part, tensors, groups, scaler, hyper, stream);
+      Work work;
+      work.chunks = chunks_.get() + part.first_chunk;
+      work.scaler = scaler;
+      work.hyper = hyper;
+      bool needs_everything = part.has_doubles;
+      for (size_t i = 0; i < part.groups.size(); ++i) {
+        work.rows[i] = part.groups[i];
+        work.groups[i] = groups[part.groups[i]];
+        needs_everything |= is_solved(work.groups[i].kind);
+      }
+      for (int64_t i = 0; i < part.tensors; ++i) work.grads[i] = tensors[part.first_tensor + i].grad;
+      void* arguments[] = {&work};
+      check(cudaLaunchKernel(needs_everything ? &prox_sgd_kernel<true> : &prox_sgd_kernel<false>, dim3(static_cast<unsigned>(part.chunks)),
+                             dim3(THREADS), arguments, 0, stream));
     }
   }
 
@@ -134,22 +148,6 @@ class Table {
   std::vector<bool> forms_;
   Plan plan_;
   std::unique_ptr<Chunk, Free> chunks_;
-
-  template <int TENSORS>
-  void launch(const Launch& part, const SgdTensor* tensors, const SgdGroup* groups, const Scaler& scaler, const double* hyper,
-              cudaStream_t stream) const {
-    Work<TENSORS> work;
-    work.chunks = chunks_.get() + part.first_chunk;
-    work.scaler = scaler;
-    work.hyper = hyper;
-    for (size_t i = 0; i < part.groups.size(); ++i) {
-      work.rows[i] = part.groups[i];
-      work.groups[i] = groups[part.groups[i]];
-    }
-    for (int64_t i = 0; i < part.tensors; ++i) work.grads[i] = tensors[part.first_tensor + i].grad;
-    void* arguments[] = {&work};
-    check(cudaLaunchKernel(&prox_sgd_kernel<TENSORS>, dim3(static_cast<unsigned>(part.chunks)), dim3(THREADS), arguments, 0, stream));
-  }
 };
 
 // The latest tables, the last used first.

@@ -1,68 +1,17 @@
-// ProxSGD on a GPU: the kernel that works on a whole model, and the table that tells its blocks where. Without torch.
+// ProxSGD on a GPU: the kernel that works on a whole model. Without torch.
 //
-// A block has one chunk: EACH numbers of a tensor per thread, or some filters (groups of adjacent numbers) of one.
-// `team` threads share a filter and keep it in shared memory between its norm and its new value. At a time a thread takes two
-// times four adjacent numbers, or eight where 16-bit types are among them, so that accesses have 16 bytes. The long formulas work on what is kept, one number after the other, with few registers in use.
+// A chunk's `team` threads share a filter and keep it in shared memory between its norm and its new value. At a time a thread
+// takes two times four adjacent numbers, or eight where 16-bit types are among them, so that accesses have 16 bytes. The long
+// formulas work on what is kept, one number after the other, with few registers in use.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include "prox_sgd.h"
+#include "prox_sgd_chunks.h"
 
 namespace slimfast {
-
-constexpr int THREADS = 256;
-constexpr int KEPT_BYTES = 128;  // of numbers that a thread keeps
-constexpr int MAX_GROUPS = 16;   // optimizer groups in one launch
-
-template <class T>
-constexpr int EACH = 8;  // numbers that a thread takes at a time
-template <>
-constexpr int EACH<double> = 2;
-
-struct Chunk {  // in device memory, kept as long as the optimizer's tensors stay where they are
-  void *param, *momentum, *auxiliary;  // where the chunk begins, null if there is none
-  int64_t offset;                      // from the tensor's beginning, in numbers: that is where its gradient goes on
-  int32_t count;                       // numbers
-  int32_t size;                        // of a filter; elementwise: all of them
-  int32_t team;                        // threads per filter, a power of two
-  int16_t tensor, group;               // in `Work`
-  Number param_type, grad_type, momentum_type, auxiliary_type;
-};
-
-template <int TENSORS>
-struct Work {  // the kernel's argument, by value
-  const Chunk* chunks;
-  Scaler scaler;
-  const double* hyper;       // the op's table if it is in device memory, else null
-  int32_t rows[MAX_GROUPS];  // where in it a group is
-  SgdGroup groups[MAX_GROUPS];
-  const void* grads[TENSORS];
-};
-constexpr int FEW = 512, MANY = 3872;
-static_assert(sizeof(Work<FEW>) <= 8192 && sizeof(Work<MANY>) <= 32764, "a kernel's argument holds no more");
-
-inline int each_of(Number type) { return type == Number::F64 ? EACH<double> : EACH<float>; }
-
-// How many threads share a filter of n numbers; 0: there is no room for it.
-inline int team_of(int64_t n, Number type) {
-  const int kept = KEPT_BYTES / (type == Number::F64 ? 8 : 4);
-  int team = 1;
-  while (team < 32 && team * each_of(type) < n) team *= 2;
-  return n <= team * kept ? team : (n <= THREADS * kept ? THREADS : 0);
-}
-
-// Whether the penalty needs norms of filters. Without a kind there is none.
-inline bool is_by_filter(const SgdGroup& h) { return h.form != Form::ELEMENTWISE && h.kind != Kind::NONE; }
-
-// Whether the kernel can do this step. It decides by what stays the same from step to step.
-inline bool is_served(const SgdTensor& t, const SgdGroup& h) {
-  if (!is_by_filter(h)) return true;
-  const bool searches = h.form == Form::SPARSE && h.kind != Kind::L1 && (h.method == Method::PROX || h.method == Method::ALTERNATING);
-  return h.is_grouped() && !searches && t.outer == 1 && team_of(t.inner, t.param_type) != 0;
-}
 
 namespace {
 
@@ -72,24 +21,29 @@ __shared__ double sums[THREADS];
 __shared__ Chunk chunk;
 __shared__ SgdGroup group;
 __shared__ Prox prox;
+__shared__ const void* gradient;  // where the chunk's begins
+__shared__ double inverse_grad_scale;
+
+// Kinds whose operator is the root of an equation.
+inline bool is_solved(Kind kind) { return kind == Kind::LP || kind == Kind::TL1 || kind == Kind::LOGSUM; }
 
 // Calls f with the kind as a compile-time constant: loops stand inside, so that each keeps only its own kind's constants.
-template <class F>
+template <bool SOLVES, class F>
 __device__ void with_kind(Kind kind, F&& f) {
-  switch (kind) {
-    case Kind::NONE: return f(std::integral_constant<Kind, Kind::NONE>{});
-    case Kind::L0: return f(std::integral_constant<Kind, Kind::L0>{});
-    case Kind::L1: return f(std::integral_constant<Kind, Kind::L1>{});
-    case Kind::LP: return f(std::integral_constant<Kind, Kind::LP>{});
-    case Kind::TL1: return f(std::integral_constant<Kind, Kind::TL1>{});
-    case Kind::MCP: return f(std::integral_constant<Kind, Kind::MCP>{});
-    case Kind::SCAD: return f(std::integral_constant<Kind, Kind::SCAD>{});
-    case Kind::LOGSUM: return f(std::integral_constant<Kind, Kind::LOGSUM>{});
+  if constexpr (SOLVES) {
+    if (kind == Kind::LP) f(std::integral_constant<Kind, Kind::LP>{});
+    if (kind == Kind::TL1) f(std::integral_constant<Kind, Kind::TL1>{});
+    if (kind == Kind::LOGSUM) f(std::integral_constant<Kind, Kind::LOGSUM>{});
   }
+  if (kind == Kind::L0) f(std::integral_constant<Kind, Kind::L0>{});
+  if (kind == Kind::L1) f(std::integral_constant<Kind, Kind::L1>{});
+  if (kind == Kind::MCP) f(std::integral_constant<Kind, Kind::MCP>{});
+  if (kind == Kind::SCAD) f(std::integral_constant<Kind, Kind::SCAD>{});
 }
 
+template <bool SOLVES>
 __device__ double shrink(double x) {
-  with_kind(prox.kind, [&](auto K) { x = prox_one<decltype(K)::value>(x, prox); });
+  with_kind<SOLVES>(prox.kind, [&](auto K) { x = prox_one<decltype(K)::value>(x, prox); });
   return x;
 }
 
@@ -131,19 +85,52 @@ struct Array {
   Number type;
 };
 
+// A thread's numbers in shared memory, THREADS apart.
+template <class T>
+__device__ T& kept_number(int i) {
+  return reinterpret_cast<T*>(kept)[i * THREADS + threadIdx.x];
+}
+
+// From parameters to what the elementwise part of the penalty adds to the gradient.
+template <class T, bool SOLVES>
+__device__ void keep_slopes(int count) {
+  with_kind<SOLVES>(group.kind, [&](auto K) {
+#pragma unroll 1
+    for (int i = 0; i < count; ++i) {
+      const double x = static_cast<double>(kept_number<T>(i));
+      const double slope = group.has_envelope() ? group.beta * (x - prox_one<decltype(K)::value>(x, prox))
+                                                : group.penalty_scale * grad_one<decltype(K)::value>(x, group.lam, group.shape);
+      kept_number<T>(i) = static_cast<T>(slope);
+    }
+  });
+}
+
+template <class T, bool SOLVES>
+__device__ void shrink_kept(int count, double factor) {
+  const auto each = [=](auto f) {
+#pragma unroll 1
+    for (int i = 0; i < count; ++i) {
+      const double x = f(static_cast<double>(kept_number<T>(i))) * factor;
+      kept_number<T>(i) = x == 0 ? T(0) : static_cast<T>(x);
+    }
+  };
+  if (group.form == Form::NORM) each([](double x) { return x; });
+  else with_kind<SOLVES>(prox.kind, [=](auto K) { each([](double x) { return prox_one<decltype(K)::value>(x, prox); }); });
+}
+
 // How the threads of a team share a filter's numbers, or its quads: groups of four.
 enum class Access : int8_t { SINGLE, QUADS, OCTETS };
 
 // One thread's part of the work on one filter; T is the arithmetic's type.
-template <class T>
+template <class T, bool SOLVES>
 class Part {
  public:
-  __device__ explicit Part(const void* grad)
-      : grad_(grad), kept_(reinterpret_cast<T*>(kept) + threadIdx.x), lane_(threadIdx.x & (chunk.team - 1)),
+  __device__ Part()
+      : lane_(threadIdx.x & (chunk.team - 1)),
         begin_(static_cast<int>(threadIdx.x) / chunk.team * chunk.size), size_(begin_ < chunk.count ? chunk.size : 0),
         slabs_((chunk.size + chunk.team * EACH<T> - 1) / (chunk.team * EACH<T>)), access_(access()) {}
 
-  __device__ void run(double inverse_grad_scale) const {
+  __device__ void run() const {
     const bool by_filter = group.form != Form::ELEMENTWISE && group.kind != Kind::NONE;
     const bool has_slope = group.has_subgradient() || group.has_envelope();
     const bool shrinks = group.is_penalised() && group.prox_step() != 0 && (group.method == Method::PROX || chunk.auxiliary);
@@ -151,23 +138,21 @@ class Part {
     if (has_slope) {
       keep_params();
       if (by_filter) pull = pull_of_norm(norm_of_kept(false));
-      if (group.form != Form::NORM) keep_slopes();
+      if (group.form != Form::NORM) keep_slopes<T, SOLVES>(slabs_ * EACH<T>);
     }
-    for (int slab = 0; slab < slabs_; ++slab) advance(slab, inverse_grad_scale, has_slope, pull, shrinks);
+    for (int slab = 0; slab < slabs_; ++slab) advance(slab, has_slope, pull, shrinks);
     if (!shrinks) return;
-    shrink_kept(by_filter ? factor_of_norm(norm_of_kept(group.form == Form::SPARSE)) : 1);
+    shrink_kept<T, SOLVES>(slabs_ * EACH<T>, by_filter ? factor_of_norm(norm_of_kept(group.form == Form::SPARSE)) : 1);
     for (int slab = 0; slab < slabs_; ++slab) store_kept(slab);
   }
 
  private:
-  const void* const grad_;
-  T* const kept_;  // this thread's numbers, THREADS apart
   const int lane_, begin_, size_;  // `begin_` counts from the chunk's beginning
   const int slabs_;                // how often the team goes on to its next numbers
   const Access access_;
 
   __device__ Array param() const { return {chunk.param, chunk.param_type}; }
-  __device__ Array grad() const { return {const_cast<void*>(grad_), chunk.grad_type}; }
+  __device__ Array grad() const { return {const_cast<void*>(gradient), chunk.grad_type}; }
   __device__ Array momentum() const { return {chunk.momentum, chunk.momentum_type}; }
   __device__ Array auxiliary() const { return {chunk.auxiliary, chunk.auxiliary_type}; }
   __device__ Array sparse() const { return chunk.auxiliary ? auxiliary() : param(); }  // where the operator's result goes
@@ -194,15 +179,17 @@ class Part {
     return access_ == Access::OCTETS ? 2 * (slab * chunk.team + lane_) + i : (2 * slab + i) * chunk.team + lane_;
   }
 
-  __device__ uint4* words(const Array& array) const {
-    auto* at = reinterpret_cast<uint4*>(static_cast<char*>(array.numbers) + static_cast<int64_t>(begin_) * bytes_of(array.type));
+  // The filter's numbers, as elements of another type if need be. Addresses from a table are generic until this is said.
+  template <class Stored>
+  __device__ Stored* stored(const Array& array) const {
+    char* at = static_cast<char*>(array.numbers) + static_cast<int64_t>(begin_) * bytes_of(array.type);
     __builtin_assume(__isGlobal(at));
-    return at;
+    return reinterpret_cast<Stored*>(at);
   }
 
   template <bool ONCE>
   __device__ Raw fetch(const Array& array, int slab) const {
-    const uint4* from = words(array);
+    const uint4* from = stored<const uint4>(array);
     const int first = quad(slab, 0), second = quad(slab, 1);
     Raw raw{};
     if (is_half(array.type)) {
@@ -215,7 +202,7 @@ class Part {
   }
 
   __device__ void put(const Array& array, int slab, const Raw& raw) const {
-    uint4* to = words(array);
+    uint4* to = stored<uint4>(array);
     const int first = quad(slab, 0), second = quad(slab, 1);
     if (is_half(array.type)) {
       if (4 * first < size_) to[first / 2] = raw.words[0];
@@ -226,20 +213,18 @@ class Part {
   }
 
   __device__ T load_one(const Array& array, int i) const {
-    i += begin_;
     switch (array.type) {
-      case Number::F32: return static_cast<T>(static_cast<const float*>(array.numbers)[i]);
-      case Number::F64: return static_cast<T>(static_cast<const double*>(array.numbers)[i]);
-      default: return static_cast<T>(from_half(static_cast<const uint16_t*>(array.numbers)[i], array.type));
+      case Number::F32: return static_cast<T>(stored<const float>(array)[i]);
+      case Number::F64: return static_cast<T>(stored<const double>(array)[i]);
+      default: return static_cast<T>(from_half(stored<const uint16_t>(array)[i], array.type));
     }
   }
 
   __device__ void store_one(const Array& array, int i, T x) const {
-    i += begin_;
     switch (array.type) {
-      case Number::F32: static_cast<float*>(array.numbers)[i] = static_cast<float>(x); break;
-      case Number::F64: static_cast<double*>(array.numbers)[i] = static_cast<double>(x); break;
-      default: static_cast<uint16_t*>(array.numbers)[i] = static_cast<uint16_t>(to_half(static_cast<float>(x), array.type));
+      case Number::F32: stored<float>(array)[i] = static_cast<float>(x); break;
+      case Number::F64: stored<double>(array)[i] = static_cast<double>(x); break;
+      default: stored<uint16_t>(array)[i] = static_cast<uint16_t>(to_half(static_cast<float>(x), array.type));
     }
   }
 
@@ -283,7 +268,7 @@ class Part {
 
   __device__ void keep(int slab, const T (&x)[EACH<T>]) const {
 #pragma unroll
-    for (int i = 0; i < EACH<T>; ++i) kept_[(slab * EACH<T> + i) * THREADS] = x[i];
+    for (int i = 0; i < EACH<T>; ++i) kept_number<T>(slab * EACH<T> + i) = x[i];
   }
 
   __device__ void keep_params() const {
@@ -295,7 +280,7 @@ class Part {
   }
 
   // Steps on one slab and keeps what is still to be shrunk. `pull`: the slope of the filter's norm is so many times p.
-  __device__ void advance(int slab, double inverse_grad_scale, bool has_slope, double pull, bool shrinks) const {
+  __device__ void advance(int slab, bool has_slope, double pull, bool shrinks) const {
     const SgdStep<T> step(group, inverse_grad_scale);
     T p[EACH<T>], g[EACH<T>], m[EACH<T>] = {}, a[EACH<T>] = {};
     load_all(slab, p, g, m, a);
@@ -305,7 +290,7 @@ class Part {
       const bool frozen = freezes && p[i] == T(0);
       T d = step.direction(p[i], g[i]);
       if (has_slope) {
-        if (group.form != Form::NORM) d += kept_[(slab * EACH<T> + i) * THREADS];
+        if (group.form != Form::NORM) d += kept_number<T>(slab * EACH<T> + i);
         d += static_cast<T>(pull * static_cast<double>(p[i]));
       }
       p[i] = chunk.momentum ? step.template advance<true>(p[i], d, &m[i]) : step.template advance<false>(p[i], d, &m[i]);
@@ -331,35 +316,10 @@ class Part {
     }
   }
 
-  // From parameters to what the elementwise part of the penalty adds to the gradient.
-  __device__ void keep_slopes() const {
-    with_kind(group.kind, [&](auto K) {
-      const double beta = group.beta, scale = group.penalty_scale, lam = group.lam, shape = group.shape;
-      const bool has_envelope = group.has_envelope();
-#pragma unroll 1
-      for (int i = 0; i < slabs_ * EACH<T>; ++i) {
-        const double x = static_cast<double>(kept_[i * THREADS]);
-        kept_[i * THREADS] = static_cast<T>(has_envelope ? beta * (x - prox_one<decltype(K)::value>(x, prox)) : scale * grad_one<decltype(K)::value>(x, lam, shape));
-      }
-    });
-  }
-
-  __device__ void shrink_kept(double factor) const {
-    const auto each = [&](auto f) {
-#pragma unroll 1
-      for (int i = 0; i < slabs_ * EACH<T>; ++i) {
-        const double x = f(static_cast<double>(kept_[i * THREADS])) * factor;
-        kept_[i * THREADS] = x == 0 ? T(0) : static_cast<T>(x);
-      }
-    };
-    if (group.form == Form::NORM) each([](double x) { return x; });
-    else with_kind(prox.kind, [&](auto K) { each([=](double x) { return prox_one<decltype(K)::value>(x, prox); }); });
-  }
-
   __device__ void store_kept(int slab) const {
     T x[EACH<T>];
 #pragma unroll
-    for (int i = 0; i < EACH<T>; ++i) x[i] = kept_[(slab * EACH<T> + i) * THREADS];
+    for (int i = 0; i < EACH<T>; ++i) x[i] = kept_number<T>(slab * EACH<T> + i);
     store(sparse(), slab, x);
   }
 
@@ -367,7 +327,7 @@ class Part {
   __device__ double norm_of_kept(bool of_soft) const {
     double square = 0;
     for (int i = 0; i < slabs_ * EACH<T>; ++i) {
-      double x = static_cast<double>(kept_[i * THREADS]);
+      double x = static_cast<double>(kept_number<T>(i));
       if (of_soft) x = prox_one<Kind::L1>(x, prox);
       square += x * x;
     }
@@ -390,44 +350,43 @@ class Part {
   __device__ double pull_of_norm(double norm) const {
     if (!(norm > 0)) return norm;  // 0, or not a number
     if (group.form == Form::SPARSE) return group.penalty_scale * group.group_lam * root() / norm;
-    if (group.has_envelope()) return group.beta * ((norm - shrink(norm)) / norm);
+    if (group.has_envelope()) return group.beta * ((norm - shrink<SOLVES>(norm)) / norm);
     double slope = 0;
-    with_kind(group.kind, [&](auto K) { slope = grad_one<decltype(K)::value>(norm, group.lam * root(), group.shape); });
+    with_kind<SOLVES>(group.kind, [&](auto K) { slope = grad_one<decltype(K)::value>(norm, group.lam * root(), group.shape); });
     return group.penalty_scale * slope / norm;
   }
 
   __device__ double factor_of_norm(double norm) const {
     if (!(norm < detail::INF)) return norm != norm ? norm : 1;
-    const double left = group.form == Form::NORM ? shrink(norm) : norm - group.prox_step() * group.group_lam * root();
+    const double left = group.form == Form::NORM ? shrink<SOLVES>(norm) : norm - group.prox_step() * group.group_lam * root();
     return left > 0 ? left / norm : 0;
   }
 };
 
-// One copy of the code for both sizes of the argument.
-template <class T>
-__device__ __noinline__ void run(const void* grad, double inverse_grad_scale) {
-  Part<T>(grad).run(inverse_grad_scale);
+// A row of the op's `hyper`.
+__device__ void read_row(const double* row) {
+  group.lr = row[0], group.momentum = row[1], group.dampening = row[2], group.weight_decay = row[3], group.lam = row[4];
+  group.shape = row[5], group.group_lam = row[6], group.penalty_scale = row[7], group.gain = row[8], group.beta = row[9];
 }
 
-template <int TENSORS>
-__global__ void __launch_bounds__(THREADS) prox_sgd_kernel(const __grid_constant__ Work<TENSORS> work) {
+// float64 and the solved formulas need more registers; without them three blocks fit where two would.
+template <bool EVERYTHING>
+__global__ void __launch_bounds__(THREADS, EVERYTHING ? 2 : 3) prox_sgd_kernel(const __grid_constant__ Work work) {
   if (work.scaler.found_inf && *work.scaler.found_inf != 0) return;
   if (threadIdx.x == 0) {
     chunk = work.chunks[blockIdx.x];
-    SgdGroup h = work.groups[chunk.group];
-    if (work.hyper) {
-      const double* numbers = work.hyper + static_cast<int64_t>(work.rows[chunk.group]) * 10;
-      h.lr = numbers[0], h.momentum = numbers[1], h.dampening = numbers[2], h.weight_decay = numbers[3], h.lam = numbers[4];
-      h.shape = numbers[5], h.group_lam = numbers[6], h.penalty_scale = numbers[7], h.gain = numbers[8], h.beta = numbers[9];
-    }
-    const double root = h.form == Form::NORM ? std::sqrt(static_cast<double>(chunk.size)) : 1;
-    if (h.is_penalised()) prox = make_prox(static_cast<int64_t>(h.kind), h.lam * root, h.shape, h.prox_step());
-    group = h;
+    group = work.groups[chunk.group];
+    if (work.hyper) read_row(work.hyper + static_cast<int64_t>(work.rows[chunk.group]) * 10);
+    gradient = static_cast<const char*>(work.grads[chunk.tensor]) + chunk.offset * bytes_of(chunk.grad_type);
+    inverse_grad_scale = work.scaler.grad_scale ? 1 / static_cast<double>(*work.scaler.grad_scale) : 1;
+    const double root = group.form == Form::NORM ? std::sqrt(static_cast<double>(chunk.size)) : 1;
+    if (group.is_penalised()) prox = make_prox(static_cast<int64_t>(group.kind), group.lam * root, group.shape, group.prox_step());
   }
   __syncthreads();
-  const double inverse = work.scaler.grad_scale ? 1 / static_cast<double>(*work.scaler.grad_scale) : 1;
-  const void* grad = static_cast<const char*>(work.grads[chunk.tensor]) + chunk.offset * bytes_of(chunk.grad_type);
-  chunk.param_type == Number::F64 ? run<double>(grad, inverse) : run<float>(grad, inverse);
+  if constexpr (EVERYTHING) {
+    if (chunk.param_type == Number::F64) return Part<double, true>().run();
+  }
+  Part<float, EVERYTHING>().run();
 }
 
 }  // namespace
