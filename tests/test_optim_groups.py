@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from slimfast import models
-from slimfast.optim import ProxSGD, param_groups, warn_if_unreachable
+from slimfast.optim import ProxAdamW, ProxSGD, param_groups, warn_if_unreachable
 from slimfast.penalties import L0, L1, L1L2, MCP, TL1, GroupLasso, GroupMCP, Lp, Penalty, SparseGroup
 
 
@@ -200,3 +200,8 @@ def test_the_smallest_group_decides(penalty: Penalty, steps: int) -> None:
 @pytest.mark.parametrize("splitting", ["relaxed", "alternating"])
 def test_splitting_promises_no_zeros_in_the_weights(splitting: Any) -> None:
     warn_if_unreachable(filters(GroupLasso(1e-9), method="splitting", splitting=splitting), [0.1])
+
+
+def test_other_optimizers_have_other_thresholds() -> None:
+    with pytest.raises(TypeError, match="optimizer: ProxAdamW is no ProxSGD"):
+        warn_if_unreachable(ProxAdamW([nn.Parameter(torch.ones(1))], penalty=L1(1e-3)), [0.1])

@@ -31,10 +31,15 @@ def warn_if_unreachable(optimizer: torch.optim.Optimizer, learning_rates: Sequen
         optimizer: a ``ProxSGD`` before training.
         learning_rates: lr of every step of the schedule.
 
+    Raises:
+        TypeError: another optimizer; ProxAdamW's thresholds depend on the gradients.
+
     Warns:
         UserWarning: "sum of thresholds 0.28 < 0.5: no scale can reach zero", with the penalty.
     """
     for group in optimizer.param_groups:
+        if "prox_scale" not in group:
+            raise TypeError(f"optimizer: {type(optimizer).__name__} is no ProxSGD")
         if group["penalty"] is None or method_of(group) in (Method.RELAXED, Method.ALTERNATING):
             continue
         is_grouped = group["penalty"].rule.form in (Form.NORM, Form.SPARSE)
