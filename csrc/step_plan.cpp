@@ -143,13 +143,13 @@ class Settings {
     size_t i = 0;
     for (; PyDict_Next(group, &position, &key, &value); ++i)
       if (i >= items_.size() || items_[i].first.ptr() != key || items_[i].second.ptr() != value) return false;
-    return i == items_.size() && i != 0;
+    return i == items_.size();
   }
 
-  void keep(py::dict group, const py::object& tensor_type) {
+  void keep(py::dict group) {
     items_.clear();
     for (auto [key, value] : group) {
-      if (py::isinstance(value, tensor_type)) return items_.clear();
+      if (py::hasattr(value, "__array__")) return items_.clear();  // tensors and NumPy's numbers change in place
       items_.emplace_back(py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value));
     }
   }
@@ -211,10 +211,8 @@ struct Entry {
   Number number;
   int64_t numel;
 
-  // A dict that only this plan holds was replaced in optimizer.state.
   bool is_stale(bool has_auxiliary) const {
     if (state.is_none()) return false;
-    if (Py_REFCNT(state.ptr()) == 1) return true;
     return momentum.is_stale(state.ptr()) || (has_auxiliary && auxiliary.is_stale(state.ptr()));
   }
 
@@ -255,25 +253,25 @@ int64_t dense_numel(const Layout& layout) {
 
 class StepPlan {
  public:
-  // params: for each group its list of parameters; states: in the same order, each parameter's state dict or None.
-  StepPlan(py::list params, py::list states)
+  // params: for each group its list of parameters; state: the optimizer's, by parameter.
+  StepPlan(py::list params, py::dict state)
       : momentum_key_(interned("momentum_buffer")), auxiliary_key_(interned("auxiliary")), params_key_(interned("params")),
-        tensor_type_(py::module_::import("torch").attr("Tensor")) {
+        state_(state) {
+    states_.keep(state);
     for (size_t group = 0; group < params.size(); ++group) {
       auto list = params[group].cast<py::list>();
-      auto dicts = states[group].cast<py::list>();
       lists_.push_back(list);
       std::vector<Entry> entries;
       for (size_t i = 0; i < list.size(); ++i) {
-        entries.push_back(entry(list[i], dicts[i]));
+        entries.push_back(entry(list[i], state.contains(list[i]) ? py::object(state[list[i]]) : py::none()));
       }
       groups_.push_back(std::move(entries));
     }
   }
 
   // rows: makes each group's Row, a pair of the tuples Rule and Hyper. Scaler: tensors of one number, or None.
-  bool step(py::list groups, py::function rows, py::handle grad_scale, py::handle found_inf) {
-    if (groups.size() != groups_.size()) return false;
+  bool step(py::list groups, py::dict state, py::function rows, py::handle grad_scale, py::handle found_inf) {
+    if (groups.size() != groups_.size() || !state.is(state_) || !states_.are_those_of(state.ptr())) return false;
     Scaler scaler{};
     if (!read_number(grad_scale, scaler.grad_scale) || !read_number(found_inf, scaler.found_inf)) return false;
     for (py::handle group : groups)
@@ -291,7 +289,8 @@ class StepPlan {
 
  private:
   py::str momentum_key_, auxiliary_key_, params_key_;
-  py::object tensor_type_;
+  py::dict state_;
+  Settings states_;  // each parameter's dict
   std::vector<Settings> settings_;
   std::vector<py::list> lists_;
   std::vector<std::vector<Entry>> groups_;
@@ -329,7 +328,7 @@ class StepPlan {
     hyper_.clear();
     for (py::handle row : rows()) hyper_.push_back(parse(row));
     settings_.resize(groups.size());
-    for (size_t i = 0; i < settings_.size(); ++i) settings_[i].keep(groups[i], tensor_type_);
+    for (size_t i = 0; i < settings_.size(); ++i) settings_[i].keep(groups[i]);
   }
 
   static SgdGroup parse(py::handle row) {
@@ -382,7 +381,7 @@ class StepPlan {
 
 PYBIND11_MODULE(_plan, m) {
   py::class_<slimfast::StepPlan>(m, "StepPlan")
-      .def(py::init<py::list, py::list>(), py::arg("params"), py::arg("states"))
-      .def("step", &slimfast::StepPlan::step, py::arg("groups"), py::arg("rows"), py::arg("grad_scale") = py::none(),
+      .def(py::init<py::list, py::dict>(), py::arg("params"), py::arg("state"))
+      .def("step", &slimfast::StepPlan::step, py::arg("groups"), py::arg("state"), py::arg("rows"), py::arg("grad_scale") = py::none(),
            py::arg("found_inf") = py::none());
 }

@@ -240,3 +240,18 @@ def test_every_pair_of_penalties_shares_one_step() -> None:
                 p.grad = p.detach().cos()
             optimizer.step()
         assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("momentum", 1.0), ("momentum", 1.1), ("method", "proxx"), ("penalty_scale", -1.0)]
+)
+def test_values_set_after_construction_are_checked_too(key: str, value: Any) -> None:
+    p = nn.Parameter(torch.ones(2))
+    optimizer = ProxSGD([p], lr=0.1, momentum=0.9, penalty=L1(0.1))
+    p.grad = torch.ones(2)
+    optimizer.step()
+    before = p.tolist()
+    optimizer.param_groups[0][key] = value
+    with pytest.raises(ValueError, match=key):
+        optimizer.step()
+    assert p.tolist() == before

@@ -2,9 +2,11 @@
 
 import ctypes
 import functools
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from slimfast import models
 from slimfast.optim import ProxSGD, _plan, param_groups
 from slimfast.penalties import L1, TL1, Penalty
+
+HELD: list[Any] = []  # what somebody else still refers to
 
 
 @pytest.fixture
@@ -93,6 +97,16 @@ def forget_everything(optimizer: ProxSGD, p: nn.Parameter) -> None:
     optimizer.state.clear()
 
 
+def replace_state_that_is_held(optimizer: ProxSGD, p: nn.Parameter) -> None:
+    HELD.append(optimizer.state[p])
+    replace_state(optimizer, p)
+
+
+def another_state(optimizer: ProxSGD, p: nn.Parameter) -> None:
+    HELD.append(optimizer.state)
+    optimizer.state = defaultdict(dict)
+
+
 def replace_data(optimizer: ProxSGD, p: nn.Parameter) -> None:
     p.data = p.data.clone()
 
@@ -153,6 +167,8 @@ def another_group(optimizer: ProxSGD, p: nn.Parameter) -> None:
 CHANGES = [
     replace_buffer,
     replace_state,
+    replace_state_that_is_held,
+    another_state,
     forget_buffer,
     forget_everything,
     replace_data,
@@ -276,3 +292,28 @@ def test_hooks_and_profilers_see_the_step() -> None:
     steps(optimizer, 1)
     assert seen == [(optimizer, (optimizer,), {})] * 3
     assert is_served(optimizer)
+
+
+def test_numbers_that_change_in_place_are_read_at_every_step() -> None:
+    p = nn.Parameter(torch.zeros(2))
+    optimizer = ProxSGD([p], lr=1.0)
+    lr = np.array(1.0)
+    optimizer.param_groups[0]["lr"] = lr
+    for expected in (-1.0, -3.0):
+        p.grad = torch.ones(2)
+        optimizer.step()
+        assert p.tolist() == [expected] * 2
+        lr[...] = 2.0
+
+
+def test_hooks_run_once_for_a_subclass_with_its_own_step() -> None:
+    class Counting(ProxSGD):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    p, calls = nn.Parameter(torch.zeros(2)), []
+    optimizer = Counting([p], lr=1.0)
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    p.grad = torch.ones(2)
+    optimizer.step()
+    assert calls == [1]

@@ -10,7 +10,7 @@ from torch import Tensor
 from slimfast.ops._kinds import Flag, Form, Kind, Method
 from slimfast.ops.prox_sgd import Hyper, StepRule, prox_sgd_
 from slimfast.optim import _torch
-from slimfast.optim._keys import gain, method_of, state_dtype
+from slimfast.optim._keys import check_values, gain, method_of, state_dtype
 from slimfast.optim._sharded import Cut, is_cut, is_sharded, piece, placed_like
 from slimfast.penalties import Penalty
 from slimfast.penalties._base import Rule
@@ -26,7 +26,12 @@ class Row(NamedTuple):
 
     @classmethod
     def of(cls, group: Mapping[str, Any], skip: Collection[str] = ()) -> "Row":
-        """Reads a parameter group; lr and weight decay, which may be tensors, are 0 if in skip."""
+        """Reads a parameter group; lr and weight decay, which may be tensors, are 0 if in skip.
+
+        Raises:
+            ValueError: a value out of range, set after construction.
+        """
+        check_values(group)
         penalty: Penalty | None = group["penalty"]
         rule = _NO_PENALTY if penalty is None else penalty.rule
         method, momentum = method_of(group), group["momentum"]

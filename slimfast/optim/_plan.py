@@ -32,6 +32,6 @@ def build(param_groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[st
                 return None
     params = [group["params"] for group in param_groups]
     try:
-        return _compiled().StepPlan(params, [[state.get(p) for p in group] for group in params])
+        return _compiled().StepPlan(params, state)
     except TypeError:  # an unusual dtype or layout
         return None

@@ -174,7 +174,8 @@ class ProxSGD(torch.optim.SGD):
         Raises:
             RuntimeError: a penalised parameter has a sparse gradient; a capture that could not be replayed.
         """
-        if not is_watched(self):
+        is_ours = type(self).step is ProxSGD.step  # torch wraps a subclass's own step itself
+        if not (is_ours and is_watched(self)):
             return self._step(closure)
         return _watched_step(self) if closure is None else _watched_step(self, closure)
 
@@ -198,7 +199,7 @@ class ProxSGD(torch.optim.SGD):
             self._plan = _plan.build(self.param_groups, self.state)
         if self._plan is None:
             return False
-        served: bool = self._plan.step(self.param_groups, self._rows, grad_scale, found_inf)
+        served: bool = self._plan.step(self.param_groups, self.state, self._rows, grad_scale, found_inf)
         if not served:
             self._plan = None  # the next step builds one for what it then finds
         return served

@@ -41,9 +41,8 @@ def compare_outputs(a: Network, b: Network, batches: Batches) -> tuple[float, in
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """Convolutions in true fp32: TF32's rounding would drown the difference that is looked for."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(
+        cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, allow_tf32=False
+    ):
         yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
