@@ -125,7 +125,7 @@ def launch(
             _difference(flat, result, step * lam, shape)
             return out if result is out else out.copy_(result)
         source = x if x.stride() == out.stride() else out.copy_(x)
-        groups, size, inner = _geometry(source, dim)
+        groups, size, inner = geometry(source, dim)
         rows, cols, num_warps, whole = tiling(form, kind, groups, size)
         group_prox_kernel[(triton.cdiv(groups, rows),)](
             source,
@@ -147,7 +147,7 @@ def launch(
     return out
 
 
-def _geometry(x: Tensor, dim: int) -> tuple[int, int, int]:
+def geometry(x: Tensor, dim: int) -> tuple[int, int, int]:
     """Groups, their size, and how many of a group's numbers lie next to each other in dense memory."""
     if dim < 0:
         return 1, x.numel(), x.numel()

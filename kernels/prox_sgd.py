@@ -9,29 +9,34 @@ import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from slimfast.kernels import _chunks
+from slimfast.kernels import _chunks, _sgd_groups
 from slimfast.kernels._chunks import TYPES
+from slimfast.kernels._difference import Vector
+from slimfast.kernels._sgd import (
+    ALTERNATING,
+    FREEZE_ZEROS,
+    HAS_MOMENTUM,
+    MAXIMIZE,
+    MAXNREG,
+    NUM_WARPS,
+    PENALISED,
+    PROX,
+    SUBGRADIENT,
+    array,
+    couple,
+    descend,
+)
+from slimfast.kernels.group_prox import geometry
 from slimfast.kernels.penalty import grad_one, prox_one
 from torch import Tensor
 
-NUM_WARPS = 8
-MAXNREG = 255  # without a limit ptxas aims at an occupancy, and spills a few bytes to reach it
+NORM, SPARSE, DIFFERENCE = 1, 2, 3  # forms
 SHORT = tl.constexpr(32 * NUM_WARPS)
-NESTEROV = tl.constexpr(1)  # flags, see csrc/step_rules.h
-MAXIMIZE = tl.constexpr(2)
-FIRST_STEP = tl.constexpr(4)
-FREEZE_ZEROS = tl.constexpr(8)
-HAS_MOMENTUM = tl.constexpr(16)
-PENALISED = tl.constexpr(32)  # own flag: this row's penalty is the launch's
-PROX = tl.constexpr(0)  # methods
-SUBGRADIENT = tl.constexpr(1)
-RELAXED = tl.constexpr(2)
-ALTERNATING = tl.constexpr(3)
 
 
 class Variant(NamedTuple):
@@ -68,7 +73,7 @@ def variants() -> Iterator[Variant]:
 
 @triton.jit(do_not_specialize=["hyper_ptr", "grad_scale_ptr", "found_inf_ptr"])
 def prox_sgd_kernel(
-    chunk_ptr,  # int64 [chunks, 8]: addresses of param, grad, momentum, auxiliary; length, group, flags,
+    table_ptr,  # int64 [chunks, 8]: addresses of param, grad, momentum, auxiliary; length, group, flags,
     # is_aligned
     hyper_ptr,  # float64 [groups, 10]: lr, momentum, dampening, weight_decay, lam, shape, group_lam,
     # penalty_scale, gain, beta
@@ -81,22 +86,22 @@ def prox_sgd_kernel(
     METHOD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    chunk_ptr += tl.program_id(0) * 8
-    n = tl.load(chunk_ptr + 4).to(tl.int32)
+    table_ptr += tl.program_id(0) * 8
+    n = tl.load(table_ptr + 4).to(tl.int32)
     n = tl.where(tl.load(found_inf_ptr) == 0, n, 0)
-    hyper_ptr += tl.load(chunk_ptr + 5) * 10
+    hyper_ptr += tl.load(table_ptr + 5) * 10
     scale = 1 / tl.load(grad_scale_ptr).to(tl.float64)
-    if tl.load(chunk_ptr + 7) != 0:
+    if tl.load(table_ptr + 7) != 0:
         n = n // 16 * 16
-        _step(chunk_ptr, 0, n, hyper_ptr, scale, PARAM, GRAD, STATE, KIND, METHOD, BLOCK, 16)
+        _step(table_ptr, 0, n, hyper_ptr, scale, PARAM, GRAD, STATE, KIND, METHOD, BLOCK, 16)
     else:  # the odd end of a tensor, or odd addresses: one number per thread at a time
         for begin in range(0, n, SHORT):
-            _step(chunk_ptr, begin, n, hyper_ptr, scale, PARAM, GRAD, STATE, KIND, METHOD, SHORT, 1)
+            _step(table_ptr, begin, n, hyper_ptr, scale, PARAM, GRAD, STATE, KIND, METHOD, SHORT, 1)
 
 
 @triton.jit
 def _step(
-    chunk_ptr,
+    table_ptr,
     begin,
     n,
     hyper_ptr,
@@ -111,9 +116,9 @@ def _step(
 ):
     WIDE: tl.constexpr = tl.float64 if PARAM == "fp64" else tl.float32
     o = begin + tl.arange(0, BLOCK)
-    flags = tl.load(chunk_ptr + 6)
-    p_ptr, g_ptr = _array(chunk_ptr, PARAM, ALIGNMENT) + o, _array(chunk_ptr + 1, GRAD, ALIGNMENT) + o
-    m_ptr, a_ptr = _array(chunk_ptr + 2, STATE, ALIGNMENT) + o, _array(chunk_ptr + 3, STATE, ALIGNMENT) + o
+    flags = tl.load(table_ptr + 6)
+    p_ptr, g_ptr = array(table_ptr, PARAM, ALIGNMENT) + o, array(table_ptr + 1, GRAD, ALIGNMENT) + o
+    m_ptr, a_ptr = array(table_ptr + 2, STATE, ALIGNMENT) + o, array(table_ptr + 3, STATE, ALIGNMENT) + o
     mask = o < n
     m_mask = o < tl.where(flags & HAS_MOMENTUM != 0, n, 0)
     p = tl.load(p_ptr, mask=mask).to(WIDE)
@@ -133,36 +138,14 @@ def _step(
     threshold = tl.load(hyper_ptr) * tl.load(hyper_ptr + 8) * tl.load(hyper_ptr + 7)
     active = (flags & PENALISED != 0) & (lam != 0) & (threshold != 0)
     if METHOD == ALTERNATING:
-        a = tl.load(a_ptr, mask=mask).to(tl.float64)
-        t = tl.load(hyper_ptr + 9) * tl.load(hyper_ptr) * tl.load(hyper_ptr + 8)
-        a = tl.where(moves, a, 0.0)
-        p = ((p.to(tl.float64) + t * a) / (1 + t)).to(WIDE)
-        a = (a + t * p.to(tl.float64)) / (1 + t)
+        a = tl.where(moves, tl.load(a_ptr, mask=mask).to(tl.float64), 0.0)
+        p, a, coupled = couple(p, a, hyper_ptr)
         if KIND != 0 and active:
-            a = prox_one(a, lam, shape, threshold / (1 + t), KIND)
+            a = prox_one(a, lam, shape, threshold / coupled, KIND)
         tl.store(a_ptr, a.to(WIDE).to(tl.dtype(STATE)), mask=mask)
     if METHOD == PROX and KIND != 0 and active:
         p = prox_one(p.to(tl.float64), lam, shape, threshold, KIND).to(WIDE)
     tl.store(p_ptr, p.to(tl.dtype(PARAM)), mask=mask)
-
-
-@triton.jit
-def _array(address_ptr, TYPE: tl.constexpr, ALIGNMENT: tl.constexpr):
-    """The address in the table as a pointer."""
-    return tl.multiple_of(tl.load(address_ptr).to(tl.pointer_type(tl.dtype(TYPE))), ALIGNMENT)
-
-
-@triton.jit
-def descend(p, g, m, pull, hyper_ptr, flags):
-    """torch.optim.SGD's step with the penalty's gradient `pull`: parameter and momentum."""
-    WIDE: tl.constexpr = p.dtype
-    lr, momentum = tl.load(hyper_ptr).to(WIDE), tl.load(hyper_ptr + 1).to(WIDE)
-    keep, weight_decay = (1 - tl.load(hyper_ptr + 2)).to(WIDE), tl.load(hyper_ptr + 3).to(WIDE)
-    d = tl.where(flags & MAXIMIZE != 0, -g, g)
-    d = tl.where(weight_decay != 0, d + weight_decay * p, d) + pull
-    m = tl.where(flags & FIRST_STEP != 0, d, momentum * m + keep * d)
-    d = tl.where(flags & HAS_MOMENTUM != 0, tl.where(flags & NESTEROV != 0, d + momentum * m, m), d)
-    return p - lr * d, m
 
 
 @triton.jit
@@ -194,34 +177,77 @@ def launch(
     if not params:
         return
     device = params[0].device
-    one, zero = _neutral(device)
-    scaler = (one if grad_scale is None else grad_scale, zero if found_inf is None else found_inf)
-    effects = [_effect(*rules[i : i + 5]) for i in range(0, len(rules), 5)]
-    usual = next((effect for effect in effects if effect[1] != ALTERNATING.value), (0, 0))
-    buffers, sparse, copies = iter(momentum_buffers), iter(auxiliary), []
-    launches = defaultdict(list)
-    for p, g, i in zip(params, grads, group, strict=True):
-        method, flags = rules[5 * i + 3 : 5 * i + 5]
-        m = next(buffers) if flags & HAS_MOMENTUM.value else None
-        a = next(sparse) if method == ALTERNATING.value else None
-        arrays, dtypes = _arrays(g, [p, m, a], copies)
-        if p.numel():
-            effect = usual if effects[i] == (0, 0) else effects[i]
-            flags |= PENALISED.value * (effects[i][0] != 0)
-            launches[Variant(*dtypes, *effect)].append((arrays, i, flags))
     if hyper.device != device and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "hyper: on the CPU, so a graph's replays would repeat today's numbers; put it on the GPU"
         )
+    one, zero = _neutral(device)
     table = hyper.to(device).contiguous()
-    for variant, tensors in launches.items():
-        rows = tuple(_chunks.row(*tensor) for tensor in tensors)
-        chunks = _chunks.table(rows, 4, variant.block, device)
-        prox_sgd_kernel[(len(chunks),)](
-            chunks, table, *scaler, *variant, variant.block, num_warps=NUM_WARPS, maxnreg=MAXNREG
-        )
-    for to, copy in reversed(copies):
-        to.copy_(copy)
+    scaler = (one if grad_scale is None else grad_scale, zero if found_inf is None else found_inf)
+    step = _Step(rules, (table, *scaler))
+    buffers, sparse = iter(momentum_buffers), iter(auxiliary)
+    for p, g, i in zip(params, grads, group, strict=True):
+        m = next(buffers) if rules[5 * i + 4] & HAS_MOMENTUM.value else None
+        a = next(sparse) if rules[5 * i + 3] == ALTERNATING.value else None
+        if p.numel():
+            step.add(g, [p, m, a], i)
+    with torch.cuda.device_of(params[0]):
+        step.run(device)
+
+
+class _Step:
+    """The launches of one call, and the tensors that they work on."""
+
+    def __init__(self, rules: Sequence[int], numbers: tuple[Tensor, Tensor, Tensor]) -> None:
+        self.rules = [rules[i : i + 5] for i in range(0, len(rules), 5)]
+        self.numbers = numbers  # hyper, grad_scale, found_inf
+        effects = [_effect(*rule) for rule in self.rules]
+        self.usual = next((effect for effect in effects if effect[1] != ALTERNATING.value), (0, 0))
+        self.launches: dict[Variant, list[Any]] = defaultdict(list)
+        self.group_launches: dict[_sgd_groups.Variant, list[Any]] = defaultdict(list)
+        self.vectors: dict[Any, Vector] = {}
+        self.copies: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, g: Tensor, changed: list[Tensor | None], i: int) -> None:
+        """A gradient; parameter, momentum and auxiliary variable; the group's number."""
+        kind, form, dim, method, flags = self.rules[i]
+        if kind and form in (NORM, SPARSE):
+            arrays, dtypes = _arrays(g, changed, self.copies, _sgd_groups.DTYPES)
+            groups, size, inner = geometry(arrays[0], dim)
+            numbers = (groups, size, inner, i, flags, kind, method)
+            variant = _sgd_groups.Variant.of(dtypes[0], form, kind, method)
+            self.group_launches[variant].append((arrays, numbers))
+            return
+        if kind and form == DIFFERENCE:
+            key = ("group", i) if dim == 1 else ("tensor", changed[0].data_ptr())
+            vector = self.vectors.setdefault(key, Vector(method, self.numbers, i))
+            g = g.to(torch.promote_types(changed[0].dtype, torch.float32), copy=True)
+            arrays, dtypes = _arrays(g, changed, self.copies, _DTYPES)
+            vector.add(arrays[0], arrays[1], arrays[3], bool(flags & MAXIMIZE.value))
+        else:
+            arrays, dtypes = _arrays(g, changed, self.copies, _DTYPES)
+        effect = _effect(*self.rules[i])
+        if effect == (0, 0):
+            effect = self.usual
+        else:
+            flags |= PENALISED.value * (effect[0] != 0)
+        self.launches[Variant(*dtypes, *effect)].append((arrays, i, flags))
+
+    def run(self, device: torch.device) -> None:
+        for vector in self.vectors.values():
+            vector.before()
+        for variant, tensors in self.launches.items():
+            chunks = _chunks.table(tuple(_chunks.row(*t) for t in tensors), 4, variant.block, device)
+            prox_sgd_kernel[(len(chunks),)](
+                chunks, *self.numbers, *variant, variant.block, num_warps=NUM_WARPS, maxnreg=MAXNREG
+            )
+        for group_variant, tensors in self.group_launches.items():
+            rows = [(*(0 if x is None else x.data_ptr() for x in arrays), *n) for arrays, n in tensors]
+            _sgd_groups.launch(group_variant, rows, device, *self.numbers)
+        for vector in self.vectors.values():
+            vector.after()
+        for to, copy in reversed(self.copies):
+            to.copy_(copy)
 
 
 @functools.lru_cache(maxsize=16)
@@ -231,20 +257,24 @@ def _neutral(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _effect(kind: int, form: int, dim: int, method: int, flags: int) -> tuple[int, int]:
-    """Kind and method of a launch; the methods differ only in what they do with a penalty."""
+    """Kind and method of an elementwise launch; the methods differ only in what they do with a penalty."""
+    kind = 0 if form else kind
     if method != ALTERNATING.value and (kind == 0 or (kind == 1 and method == SUBGRADIENT.value)):
         return 0, 0
     return kind, method
 
 
 def _arrays(
-    g: Tensor, changed: list[Tensor | None], copies: list[tuple[Tensor, Tensor]]
+    g: Tensor,
+    changed: list[Tensor | None],
+    copies: list[tuple[Tensor, Tensor]],
+    allowed: Sequence[tuple[str, ...]],
 ) -> tuple[list[Tensor | None], tuple[str, str, str]]:
-    """Gradient, parameter, momentum, auxiliary in one memory order and dtypes that there is a variant for."""
+    """Parameter, gradient, momentum, auxiliary in one memory order and dtypes that there is a variant for."""
     p, *states = changed
     state = next((s.dtype for s in states if s is not None), p.dtype)
     dtypes = TYPES[p.dtype], TYPES[g.dtype], TYPES[state]
-    if dtypes not in _DTYPES or any(s is not None and s.dtype != state for s in states):
+    if dtypes not in allowed or any(s is not None and s.dtype != state for s in states):
         wide = torch.float64 if p.dtype == torch.float64 else torch.float32
         dtypes = (TYPES[wide],) * 3
         narrow, changed = changed, [None if x is None else x.to(wide) for x in changed]

@@ -4,22 +4,30 @@ from typing import Any
 
 import pytest
 from offline import compile_all
+from slimfast.kernels import _sgd_groups
 from slimfast.kernels.prox_sgd import MAXNREG, NUM_WARPS, Variant, variants
 
 ARCHITECTURES = (80, 90, 100)
 CONSTANTS = ("PARAM", "GRAD", "STATE", "KIND", "METHOD", "BLOCK")
-POINTERS = {"chunk_ptr": "*i64", "hyper_ptr": "*fp64", "grad_scale_ptr": "*fp32", "found_inf_ptr": "*fp32"}
+GROUP_CONSTANTS = ("TYPE", "FORM", "KIND", "IN_GRADIENT", "ROWS", "COLS")
+POINTERS = {"table_ptr": "*i64", "hyper_ptr": "*fp64", "grad_scale_ptr": "*fp32", "found_inf_ptr": "*fp32"}
 SIZES = {"fp32": 4, "fp64": 8, "bf16": 2}
 EVERY = list(variants())
+OF_GROUPS = list(_sgd_groups.variants())
 DTYPES = sorted({variant[:3] for variant in EVERY})
 
 
-def request(variant: Variant, arch: int) -> dict[str, Any]:
+def request(variant: Variant | _sgd_groups.Variant, arch: int) -> dict[str, Any]:
+    if isinstance(variant, Variant):
+        kernel, names, values = "prox_sgd:prox_sgd_kernel", CONSTANTS, (*variant, variant.block)
+    else:
+        kernel, names = "_sgd_groups:prox_sgd_groups_kernel", GROUP_CONSTANTS
+        values = (*variant, *variant.tile)
     return {
-        "kernel": "slimfast.kernels.prox_sgd:prox_sgd_kernel",
-        "signature": POINTERS | dict.fromkeys(CONSTANTS, "constexpr"),
-        "constexprs": dict(zip(CONSTANTS, (*variant, variant.block), strict=True)),
-        "divisible": ["chunk_ptr"],
+        "kernel": f"slimfast.kernels.{kernel}",
+        "signature": POINTERS | dict.fromkeys(names, "constexpr"),
+        "constexprs": dict(zip(names, values, strict=True)),
+        "divisible": ["table_ptr"],
         "arch": arch,
         "num_warps": NUM_WARPS,
         "num_stages": 3,
@@ -49,8 +57,19 @@ def test_training_kernels_compile_for_hopper() -> None:
     )
 
 
+def check_groups(chosen: list[_sgd_groups.Variant], arch: int) -> None:
+    compiled = compile_all([request(variant, arch) for variant in chosen])
+    spilled = [v for v, kernel in zip(chosen, compiled, strict=True) if kernel.local_bytes]
+    assert not spilled
+
+
+def test_group_lasso_compiles_for_hopper() -> None:
+    check_groups([_sgd_groups.Variant("fp32", 1, 0, False)], 90)
+
+
 def test_every_variant_is_listed_once() -> None:
     assert len(set(EVERY)) == len(EVERY)
+    assert len(set(OF_GROUPS)) == len(OF_GROUPS)
     assert {variant.kind for variant in EVERY} == set(range(8))
 
 
@@ -59,3 +78,10 @@ def test_every_variant_is_listed_once() -> None:
 @pytest.mark.parametrize("dtypes", DTYPES, ids="-".join)
 def test_every_variant_compiles(dtypes: tuple[str, ...], arch: int) -> None:
     check([variant for variant in EVERY if variant[:3] == dtypes], arch)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+def test_every_variant_for_groups_compiles(dtype: str, arch: int) -> None:
+    check_groups([variant for variant in OF_GROUPS if variant.type == dtype], arch)
