@@ -121,7 +121,7 @@ GROUPS = {
     "one number of a network": grouped(Form.DIFFERENCE, 1, DIFF | {"lam": 6.0}, HEAVY, sizes=SIZES),
     "frozen groups": grouped(Form.NORM, 0, FREEZE | L1, FREEZE | L1 | ALTERNATING, zeros=True),
     "skipped groups": grouped(Form.NORM, 0, HEAVY | L1, scaler=(2.0, 1.0)),
-    "groups in several blocks": grouped(Form.NORM, 0, HEAVY | L1, sizes=((3, 1500), (2, 2049), (700, 3))),
+    "groups in several blocks": grouped(Form.NORM, 0, HEAVY | L1, sizes=((3, 1500), (2, 2049), (70, 3))),
 }
 
 

@@ -207,6 +207,5 @@ OPS = [
         Twice(prox_sgd_truth.step),
         NARROW,
         triton="prox_sgd",
-        implementations=("reference", "registered"),
     ),
 ]

@@ -1,11 +1,19 @@
 """The Triton kernel of the step, compiled for GPUs that are not there; test_ops.py checks its results."""
 
+import copy
 from typing import Any
 
+import numpy as np
+import prox_sgd_truth as sgd
 import pytest
+import torch
 from offline import compile_all
 from slimfast.kernels import _sgd_groups
-from slimfast.kernels.prox_sgd import MAXNREG, NUM_WARPS, Variant, variants
+from slimfast.kernels.prox_sgd import MAXNREG, NUM_WARPS, Variant, launch, variants
+from torch.utils._pytree import tree_leaves
+
+from slimfast.ops._kinds import Form
+from slimfast.ops.prox_sgd import reference
 
 ARCHITECTURES = (80, 90, 100)
 CONSTANTS = ("PARAM", "GRAD", "STATE", "KIND", "METHOD", "BLOCK")
@@ -65,6 +73,31 @@ def check_groups(chosen: list[_sgd_groups.Variant], arch: int) -> None:
 
 def test_group_lasso_compiles_for_hopper() -> None:
     check_groups([_sgd_groups.Variant("fp32", 1, 0, False)], 90)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", range(1, 8))
+def test_sparse_groups_of_every_kind(kind: int) -> None:
+    """Interpreted, against the reference: the truth of the op's samples knows sparse groups with L1 only."""
+    shape = {3: 0.5, 4: 0.7, 5: 3.0, 6: 3.7, 7: 0.1}.get(kind, 0.0)
+    row = {
+        "kind": kind,
+        "lam": 0.3,
+        "shape": shape,
+        "group_lam": 0.1,
+        "momentum": 0.9,
+        "flags": 16,
+        "gain": 2.0,
+    }
+    rows = [row, row | {"method": 3, "dim": 1}]
+    args = sgd.grouped(Form.SPARSE, 0, *rows, sizes=((3, 4, 2, 2),))(torch.float32)
+    expected = copy.deepcopy(args)
+    with np.errstate(all="ignore"):
+        launch(*args)
+    reference(*expected)
+    for one, other in zip(tree_leaves(args[:4]), tree_leaves(expected[:4]), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+        assert torch.equal(one == 0, other == 0)
 
 
 def test_every_variant_is_listed_once() -> None:
