@@ -40,7 +40,7 @@ def compile_triton(
 
 
 def compile_all(requests: list[dict[str, Any]]) -> list[Compiled]:
-    """Many in one process, whose start takes longer than a kernel. A request names all arguments above."""
+    """Many in one process, whose start takes longer than a kernel. A request names the arguments above."""
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     with tempfile.TemporaryDirectory() as cache:
         answer = subprocess.run(
@@ -74,7 +74,7 @@ def _compile(request: dict[str, Any]) -> Compiled:
     options = {
         "num_warps": request["num_warps"],
         "num_stages": request["num_stages"],
-        "maxnreg": request["maxnreg"],
+        "maxnreg": request.get("maxnreg"),
     }
     try:
         built = triton.compile(source, target=GPUTarget("cuda", request["arch"], 32), options=options)
