@@ -1,7 +1,7 @@
 // The host side of ProxSGD's step: reads every .grad in C++ and calls the op's own kernel, without lists and dispatcher.
 //
-// A plan serves the ordinary case: dense CPU tensors whose gradient, momentum buffer and auxiliary variable have the
-// parameter's shape and strides, the gradient its dtype too. On anything else, and when the optimizer's lists or states are
+// A plan serves the ordinary case: dense tensors on the CPU or one GPU whose gradient, momentum buffer and auxiliary variable
+// have the parameter's shape and strides, the gradient its dtype too. On anything else, and when the optimizer's lists or states are
 // no longer those that it knows, `step` changes nothing and returns False: the caller takes the op.
 #include <pybind11/pybind11.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -35,7 +35,10 @@ constexpr int64_t MAX_DIM = 8;
 
 struct Layout {
   int64_t dim, sizes[MAX_DIM], strides[MAX_DIM];
-  int32_t dtype;
+  int32_t dtype, device, device_index;
+
+  bool is_on_gpu() const { return device == aoti_torch_device_type_cuda(); }
+  bool is_beside(const Layout& other) const { return device == other.device && device_index == other.device_index; }
 
   Around around(int64_t which) const { return around_dim(sizes, strides, dim, which); }
 };
@@ -72,11 +75,12 @@ class Handle {
   }
 
   std::optional<Layout> layout() const {
-    int32_t layout, device;
+    int32_t layout;
     int64_t *sizes, *strides;
     Layout own;
     if (aoti_torch_get_layout(handle_, &layout) || layout != aoti_torch_layout_strided()) return {};
-    if (aoti_torch_get_device_type(handle_, &device) || device != aoti_torch_device_type_cpu()) return {};
+    if (aoti_torch_get_device_type(handle_, &own.device) || aoti_torch_get_device_index(handle_, &own.device_index)) return {};
+    if (!own.is_on_gpu() && own.device != aoti_torch_device_type_cpu()) return {};
     if (aoti_torch_get_dtype(handle_, &own.dtype) || aoti_torch_get_dim(handle_, &own.dim) || own.dim > MAX_DIM) return {};
     if (aoti_torch_get_sizes(handle_, &sizes) || aoti_torch_get_strides(handle_, &strides)) return {};
     std::copy(sizes, sizes + own.dim, own.sizes);
@@ -86,11 +90,12 @@ class Handle {
 
   // Memory of a tensor that has exactly this layout, else null. Empty tensors are null too.
   void* data(const Layout& expected) const {
-    int32_t layout, device, dtype;
+    int32_t layout, device, index, dtype;
     int64_t dim, *sizes, *strides;
     void* data = nullptr;
     if (aoti_torch_get_layout(handle_, &layout) || layout != aoti_torch_layout_strided()) return nullptr;
-    if (aoti_torch_get_device_type(handle_, &device) || device != aoti_torch_device_type_cpu()) return nullptr;
+    if (aoti_torch_get_device_type(handle_, &device) || device != expected.device) return nullptr;
+    if (aoti_torch_get_device_index(handle_, &index) || index != expected.device_index) return nullptr;
     if (aoti_torch_get_dtype(handle_, &dtype) || dtype != expected.dtype) return nullptr;
     if (aoti_torch_get_dim(handle_, &dim) || dim != expected.dim) return nullptr;
     if (aoti_torch_get_sizes(handle_, &sizes) || !std::equal(sizes, sizes + dim, expected.sizes)) return nullptr;
@@ -174,7 +179,7 @@ class Slot {
     tensor_.emplace(state[key]);
     const auto layout = tensor_->handle().layout();
     const auto number = layout ? number_of(layout->dtype) : std::nullopt;
-    if (!number) throw py::type_error("a state is not on the CPU and floating-point");
+    if (!number) throw py::type_error("a state is not dense and floating-point");
     dtype_ = layout->dtype;
     number_ = *number;
   }
@@ -267,6 +272,7 @@ class StepPlan {
       }
       groups_.push_back(std::move(entries));
     }
+    check_devices();
   }
 
   // rows: makes each group's Row, a pair of the tuples Rule and Hyper. Scaler: tensors of one number, or None.
@@ -281,8 +287,11 @@ class StepPlan {
     changed_.clear();
     for (size_t group = 0; group < groups_.size(); ++group)
       if (!gather(group, PyDict_GetItemWithError(groups[group].ptr(), params_key_.ptr()))) return false;
-    slimfast_prox_sgd_cpu(table_.data(), static_cast<int64_t>(table_.size()), hyper_.data(),
-                          static_cast<int64_t>(hyper_.size()), &scaler);
+    if (table_.empty()) return true;
+    const auto tensors = static_cast<int64_t>(table_.size()), rules = static_cast<int64_t>(hyper_.size());
+    const Layout& place = changed_[0]->layout;
+    if (place.is_on_gpu()) slimfast_prox_sgd_cuda(table_.data(), tensors, hyper_.data(), rules, &scaler, nullptr, place.device_index);
+    else slimfast_prox_sgd_cpu(table_.data(), tensors, hyper_.data(), rules, &scaler);
     for (const Entry* entry : changed_) entry->param.bump_version();  // lets autograd notice, as after any in-place op
     return true;
   }
@@ -300,12 +309,25 @@ class StepPlan {
 
   static py::str interned(const char* name) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name)); }
 
+  const Layout* place() const {  // of any parameter
+    for (const auto& entries : groups_)
+      if (!entries.empty()) return &entries[0].layout;
+    return nullptr;
+  }
+
+  void check_devices() const {
+    for (const auto& entries : groups_)
+      for (const Entry& entry : entries)
+        if (!entry.layout.is_beside(*place())) throw py::type_error("parameters are on several devices");
+    if (place() && place()->is_on_gpu() && !slimfast_prox_sgd_cuda) throw py::type_error("this build has no CUDA kernels");
+  }
+
   // Where a tensor keeps its one float32; null for None.
-  static bool read_number(py::handle tensor, const float*& number) {
+  bool read_number(py::handle tensor, const float*& number) const {
     if (tensor.is_none()) return true;
     const PyTensor one(tensor);
     const auto layout = one.handle().layout();
-    if (!layout || number_of(layout->dtype) != Number::F32 || dense_numel(*layout) != 1) return false;
+    if (!layout || !place() || !layout->is_beside(*place()) || number_of(layout->dtype) != Number::F32 || dense_numel(*layout) != 1) return false;
     number = static_cast<const float*>(one.handle().data(*layout));
     return number != nullptr;
   }
@@ -314,7 +336,7 @@ class StepPlan {
     PyTensor tensor(param);
     const auto layout = tensor.handle().layout();
     const auto number = layout ? number_of(layout->dtype) : std::nullopt;
-    if (!number || dense_numel(*layout) < 0) throw py::type_error("a parameter is not dense, on the CPU and floating-point");
+    if (!number || dense_numel(*layout) < 0) throw py::type_error("a parameter is not dense and floating-point");
     if (!state.is_none() && !PyDict_Check(state.ptr())) throw py::type_error("a parameter's state is no dict");
     return {std::move(tensor), py::reinterpret_borrow<py::object>(state), Slot(state, momentum_key_),
             Slot(state, auxiliary_key_), *layout, *number, dense_numel(*layout)};
@@ -369,6 +391,7 @@ class StepPlan {
                         has_auxiliary ? entry.auxiliary.data(entry.layout) : nullptr,
                         entry.numel, around.outer, around.inner, group,
                         entry.number, entry.number, entry.momentum.number(), entry.auxiliary.number()};
+    if (entry.layout.is_on_gpu() && !slimfast_prox_sgd_cuda_serves(&row, &h)) return false;
     if (!row.param || !row.grad || (has_momentum && !row.momentum) || (has_auxiliary && !row.auxiliary)) return false;
     table_.push_back(row);
     changed_.push_back(&entry);

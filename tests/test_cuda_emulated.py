@@ -2,12 +2,15 @@
 
 import copy
 import ctypes
+import importlib.util
 import subprocess
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import prox_sgd_truth as sgd
+import pybind11
 import pytest
 import torch
 from accuracy import assert_accurate, outcome
@@ -15,11 +18,17 @@ from samples import NARROW, OPS
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from slimfast import models
 from slimfast.ops._kinds import Flag, Form, Method
 from slimfast.ops.prox_sgd import SCHEMA
+from slimfast.optim import ProxSGD, _plan, param_groups
+from slimfast.penalties import TL1, GroupLasso
 
 ROOT = Path(__file__).parents[1]
 TORCH = Path(torch.__file__).parent
+RENAMED = [
+    f"-D{name}=emulated_{name}" for name in ("slimfast_prox_sgd_cuda", "slimfast_prox_sgd_cuda_serves")
+]
 SAMPLES = sgd.CALLS | sgd.METHODS | sgd.GROUPS
 NUMBERS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "lam": 0.05, "gain": 2.0, "beta": 2.0}
 QUICK = (
@@ -51,6 +60,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (ROOT / "tests/cuda_emulation", ROOT / "csrc"),
     )
     command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
+    command += RENAMED
     command += [*(f"-I{path}" for path in includes), "-isystem", TORCH / "include", source, "-o", target]
     command += ["-DTORCH_TARGET_VERSION=0x020b000000000000", TORCH / "lib/libtorch_cpu.so"]
     subprocess.run(list(map(str, command)), check=True)
@@ -235,3 +245,71 @@ def test_a_capture_needs_numbers_on_the_gpu_and_a_step_before(gpu: Gpu) -> None:
     assert gpu.c.allocations() == allocations
     gpu.eager(*others[0])
     assert gpu.c.allocations() == allocations + 1
+
+
+@pytest.fixture
+def plan(library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The step plan's module, to which tensors on the CPU are on the GPU."""
+    name = f"_plan{sysconfig.get_config_var('EXT_SUFFIX')}"
+    target, built = library.parent / name, ROOT / "slimfast/_lib"
+    if not target.exists():
+        libraries = ["-Wl,--no-as-needed", library, built / "libslimfast.so"]
+        libraries += [
+            TORCH / "lib/libtorch_cpu.so",
+            TORCH / "lib/libc10.so",
+            f"-Wl,-rpath,{library.parent}:{built}",
+        ]
+        python = ["-isystem", sysconfig.get_paths()["include"], "-isystem", pybind11.get_include()]
+        switch = "-Daoti_torch_device_type_cuda=aoti_torch_device_type_cpu"
+        command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", switch, *RENAMED]
+        command += [
+            *python,
+            "-isystem",
+            TORCH / "include",
+            ROOT / "csrc/step_plan.cpp",
+            "-o",
+            target,
+            *libraries,
+        ]
+        subprocess.run(list(map(str, command)), check=True)
+    spec = importlib.util.spec_from_file_location("_plan", target)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(_plan, "_compiled", lambda: module)
+    return module
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("plan")
+def test_the_plan_takes_a_model_in_one_launch(gpu: Gpu) -> None:
+    torch.manual_seed(0)
+    model = models.densenet40()
+    twin = copy.deepcopy(model)
+    groups = [param_groups(net, bn=TL1(1e-2, 0.5), conv=GroupLasso(1e-3)) for net in (model, twin)]
+    ours, theirs = (ProxSGD(group, lr=0.1, momentum=0.9, method="splitting") for group in groups)
+    for step in range(4):
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        launches = gpu.c.launches()
+        ours.step()
+        assert gpu.c.launches() - launches == (1 if step else 0)  # the first step makes the states, by the op
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_plan, "build", lambda *_: None)
+            theirs.step()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("plan")
+def test_the_plan_leaves_to_the_op_what_the_kernel_does_not_serve(gpu: Gpu) -> None:
+    p = torch.nn.Parameter(torch.randn(3, 4))
+    optimizer = ProxSGD([p], lr=0.1, momentum=0.9, penalty=GroupLasso(0.1, dim=1))
+    for _ in range(3):
+        p.grad = torch.ones_like(p)
+        launches = gpu.c.launches()
+        optimizer.step()
+        assert gpu.c.launches() == launches

@@ -28,10 +28,10 @@ def build(param_groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[st
         return None
     for group in param_groups:
         for p in group["params"]:
-            if type(p) not in (Tensor, torch.nn.Parameter) or not p.is_cpu or p.is_complex() or p.is_sparse:
+            if type(p) not in (Tensor, torch.nn.Parameter) or p.is_complex() or p.is_sparse:
                 return None
     params = [group["params"] for group in param_groups]
     try:
         return _compiled().StepPlan(params, state)
-    except TypeError:  # an unusual dtype or layout
+    except TypeError:  # an unusual dtype, layout or device
         return None
