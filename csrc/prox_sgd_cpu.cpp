@@ -16,8 +16,12 @@ void run_plain(const SgdTensor& t, const Constants& c, const SgdStep<T>& constan
     T* p = load(t.param, t.param_type, i, n, spare[0]);
     const T* g = load(t.grad, t.grad_type, i, n, spare[1]);
     T* m = t.momentum ? load(t.momentum, t.momentum_type, i, n, spare[2]) : nullptr;
-    step(p, g, m, n, constants);
-    if (c.has_prox) c.apply_prox(p, n);
+    if (c.thresholds()) {
+      step(p, g, m, n, constants, Threshold<T>(c.prox));
+    } else {
+      step(p, g, m, n, constants);
+      if (c.has_prox) c.apply_prox(p, n);
+    }
     store(t.param, t.param_type, i, n, p);
     if (m) store(t.momentum, t.momentum_type, i, n, m);
   }
@@ -29,12 +33,16 @@ constexpr int64_t TILE = 1 << 15, ROW = 64;
 // The work on one tensor comes in units that do not depend on each other: blocks of numbers, or tiles of groups.
 class Units {
  public:
-  Units(const SgdTensor& t, Form form) : t_(t), is_grouped_(form != Form::ELEMENTWISE) {
+  Units(const SgdTensor& t, const Constants& c) : t_(t), is_grouped_(c.group.form != Form::ELEMENTWISE) {
     if (!is_grouped_ || t.numel == 0) return;
     groups_ = t.numel / (t.outer * t.inner);
-    const int64_t wanted = t.outer == 1 ? BLOCK / t.inner : std::max(TILE / (t.outer * t.inner), (ROW - 1) / t.inner + 1);
-    per_tile_ = std::clamp(wanted, int64_t{1}, std::max(BLOCK / t.inner, int64_t{1}));
+    is_scaled_ = c.scales() && t.param_type == Number::F32;
+    const int64_t most = std::max(BLOCK / t.inner, int64_t{1}), size = t.outer * t.inner;
+    if (t.outer == 1) per_tile_ = most;
+    else per_tile_ = is_scaled_ ? groups_ : std::clamp(std::max(TILE / size, (ROW - 1) / t.inner + 1), int64_t{1}, most);
   }
+
+  bool are_scaled() const { return is_scaled_; }
 
   int64_t numbers() const { return is_grouped_ ? per_tile_ * t_.outer * t_.inner : BLOCK; }
 
@@ -46,17 +54,22 @@ class Units {
 
  private:
   const SgdTensor& t_;
-  bool is_grouped_;
+  bool is_grouped_, is_scaled_ = false;
   int64_t groups_ = 0, per_tile_ = 1;
 };
 
 // The units that begin between two numbers of a tensor: whatever the threads, each unit is one thread's.
 template <class T>
 void run_tensor(const SgdTensor& t, const Constants& c, const SgdStep<T>& s, int64_t begin, int64_t end) {
-  const Units units(t, c.group.form);
+  const Units units(t, c);
   const int64_t n = units.numbers(), first = (begin + n - 1) / n, last = (end + n - 1) / n;
   if (c.is_plain) return run_plain(t, c, s, first * n, std::min(last * n, t.numel));
   if (first >= last) return;
+  if (units.are_scaled()) {
+    const std::unique_ptr<double[]> sums(new double[2 * ScaledStep::columns(units[0])]);
+    for (int64_t i = first; i < last; ++i) ScaledStep(t, c, units[i], sums.get()).run();
+    return;
+  }
   const std::unique_ptr<double[]> x(new double[n]);
   for (int64_t i = first; i < last; ++i) {
     const Tile tile = units[i];

@@ -6,98 +6,10 @@
 
 #include "blocks.h"
 #include "group_penalty.h"
-#include "prox_sgd.h"
+#include "prox_sgd_loops.h"
 
 namespace slimfast {
 namespace {
-
-constexpr int64_t LINE = 64, AHEAD = 512;  // bytes: a cache line; what is asked for while the numbers before it are worked on
-
-// Processors prefetch by themselves, but not across pages, and not where a tensor begins.
-template <class T>
-inline void prefetch(const T* p, const T* g, const T* m) {
-  __builtin_prefetch(p, 1);
-  __builtin_prefetch(g);
-  __builtin_prefetch(m, 1);
-}
-
-template <class T, bool HAS_MOMENTUM, bool HAS_SLOPE>
-inline void step_loop(T* __restrict p, const T* __restrict g, const T* __restrict slope, T* __restrict m, int64_t n,
-                      const SgdStep<T> s) {
-  auto step_one = [&](int64_t i) {
-    T d = s.direction(p[i], g[i]);
-    if constexpr (HAS_SLOPE) d += slope[i];
-    p[i] = s.template advance<HAS_MOMENTUM>(p[i], d, m + i);
-  };
-  constexpr int64_t WIDTH = LINE / sizeof(T), DISTANCE = AHEAD / sizeof(T);
-  int64_t i = 0;
-  for (; i + WIDTH <= n; i += WIDTH) {
-    prefetch(p + i + DISTANCE, g + i + DISTANCE, HAS_MOMENTUM ? m + i + DISTANCE : p);
-    for (int64_t j = i; j < i + WIDTH; ++j) step_one(j);
-  }
-  for (; i < n; ++i) step_one(i);
-}
-
-template <class T>
-SLIMFAST_SIMD void step(T* p, const T* g, T* m, int64_t n, const SgdStep<T>& s) {
-  m ? step_loop<T, true, false>(p, g, nullptr, m, n, s) : step_loop<T, false, false>(p, g, nullptr, m, n, s);
-}
-
-template <class T>
-SLIMFAST_SIMD void step_with(const T* slope, T* p, const T* g, T* m, int64_t n, const SgdStep<T>& s) {
-  m ? step_loop<T, true, true>(p, g, slope, m, n, s) : step_loop<T, false, true>(p, g, slope, m, n, s);
-}
-
-template <Kind K, class T>
-SLIMFAST_SIMD void shrink(T* p, int64_t n, const Prox& constants) {
-  const Prox c = constants;
-  for (int64_t i = 0; i < n; ++i) p[i] = static_cast<T>(prox_one<K>(static_cast<double>(p[i]), c));
-}
-
-// x = scale penalty'(x)
-template <Kind K>
-SLIMFAST_SIMD void to_slope(double* x, int64_t n, const SgdGroup& h) {
-  const double lam = h.lam, shape = h.shape, scale = h.penalty_scale;
-  for (int64_t i = 0; i < n; ++i) x[i] = scale * grad_one<K>(x[i], lam, shape);
-}
-
-// x = beta (x - prox(x)), the slope of the Moreau envelope
-template <Kind K>
-SLIMFAST_SIMD void to_envelope_slope(double* x, int64_t n, const Prox& constants, double beta) {
-  const Prox c = constants;
-  for (int64_t i = 0; i < n; ++i) x[i] = beta * (x[i] - prox_one<K>(x[i], c));
-}
-
-// to = (to + t from) / (1 + t)
-template <class T, class From>
-SLIMFAST_SIMD void draw_to(T* to, const From* from, int64_t n, double t) {
-  for (int64_t i = 0; i < n; ++i)
-    to[i] = static_cast<T>((static_cast<double>(to[i]) + t * static_cast<double>(from[i])) / (1 + t));
-}
-
-// x = beta (at - x)
-SLIMFAST_SIMD inline void scale_difference(const double* __restrict at, double* __restrict x, int64_t n, double beta) {
-  for (int64_t i = 0; i < n; ++i) x[i] = beta * (at[i] - x[i]);
-}
-
-// Zeros where the parameters were 0.
-template <class T>
-SLIMFAST_SIMD void freeze(const T* __restrict before, T* __restrict x, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) x[i] = before[i] == 0 ? 0 : x[i];
-}
-
-// Numbers of one row of memory, from or to where they lie group by group.
-template <class From>
-SLIMFAST_SIMD void to_groups(double* x, const From* row, int64_t groups, int64_t inner, int64_t size) {
-  for (int64_t g = 0; g < groups; ++g)
-    for (int64_t i = 0; i < inner; ++i) x[g * size + i] = static_cast<double>(row[g * inner + i]);
-}
-
-template <class To>
-SLIMFAST_SIMD void from_groups(To* row, const double* x, int64_t groups, int64_t inner, int64_t size) {
-  for (int64_t g = 0; g < groups; ++g)
-    for (int64_t i = 0; i < inner; ++i) row[g * inner + i] = static_cast<To>(x[g * size + i]);
-}
 
 // What a group's tensors share, computed once.
 struct Constants {
@@ -113,6 +25,22 @@ struct Constants {
         has_slope(h.has_subgradient() || h.has_envelope()),
         shrinks(has_prox || h.method == Method::ALTERNATING),
         is_plain(!has_slope && !h.has(FREEZE_ZEROS) && (!shrinks || (has_prox && h.form == Form::ELEMENTWISE))) {}
+
+  // Whether the step's loop itself applies the operator to the numbers.
+  bool thresholds() const { return has_prox && (group.kind == Kind::L0 || group.kind == Kind::L1); }
+
+  // Whether it then only scales whole groups.
+  bool scales() const {
+    const bool is_scaled = group.form == Form::NORM || (group.form == Form::SPARSE && group.kind == Kind::L1);
+    return has_prox && is_scaled && !has_slope && !group.has(FREEZE_ZEROS);
+  }
+
+  // The operator on the norm of a group of n numbers.
+  Prox norm_prox(int64_t n) const {
+    const double root = std::sqrt(static_cast<double>(n)), step = group.prox_step();
+    if (group.form == Form::SPARSE) return make_prox(static_cast<int64_t>(Kind::L1), group.group_lam * root, 0, step);
+    return make_prox(kind(), group.lam * root, group.shape, step);
+  }
 
   // One vector across tensors.
   bool is_network() const { return group.form == Form::DIFFERENCE && group.dim == 1 && !is_plain; }
@@ -248,6 +176,69 @@ class TileStep {
     }
   }
 };
+
+// A step on one tile whose groups the operator only scales, after a threshold in sparse ones: numbers stay where they are.
+class ScaledStep {
+ public:
+  // sums: two for each column
+  ScaledStep(const SgdTensor& tensor, const Constants& constants, const Tile& place, double* sums)
+      : t(tensor), c(constants), tile(place), squares(sums), factors(sums + columns(place)) {}
+
+  static int64_t columns(const Tile& tile) { return tile.rows > 1 ? tile.width : tile.groups(); }
+
+  void run() {
+    std::fill_n(squares, columns(tile), 0.0);
+    for (int64_t row = 0; row < tile.rows; ++row) move(tile.begin + row * tile.stride);
+    if (tile.rows > 1) add_columns();
+    find_factors();
+    if (tile.rows == 1) return scale_groups(param(tile.begin), factors, tile.groups(), tile.inner);
+    for (int64_t g = tile.groups() - 1; g >= 0; --g) std::fill_n(factors + g * tile.inner, tile.inner, factors[g]);
+    for (int64_t row = 0; row < tile.rows; ++row) scale_columns(param(tile.begin + row * tile.stride), factors, tile.width);
+  }
+
+ private:
+  const SgdTensor& t;
+  const Constants& c;
+  const Tile tile;
+  double *const squares, *const factors;
+  alignas(64) float spare[2][BLOCK];
+
+  float* param(int64_t begin) const { return static_cast<float*>(t.param) + begin; }
+
+  // Steps one row, block by block, and adds up its squares.
+  void move(int64_t begin) {
+    for (int64_t i = 0; i < tile.width; i += BLOCK) {
+      const int64_t n = std::min(BLOCK, tile.width - i), at = begin + i;
+      float* p = param(at);
+      const float* g = load(t.grad, t.grad_type, at, n, spare[0]);
+      float* m = t.momentum ? load(t.momentum, t.momentum_type, at, n, spare[1]) : nullptr;
+      if (c.group.form == Form::SPARSE) step(p, g, m, n, c.single, Threshold<float>(c.prox));
+      else step(p, g, m, n, c.single);
+      if (m) store(t.momentum, t.momentum_type, at, n, m);
+      if (tile.rows > 1) add_column_squares(p, squares + i, n);
+      else if (tile.groups() == 1) add_squares(p, squares, 1, n);
+      else add_squares(p, squares, tile.groups(), tile.inner);
+    }
+  }
+
+  void add_columns() {
+    for (int64_t g = 0; g < tile.groups(); ++g) {
+      double sum = 0;
+      for (int64_t i = g * tile.inner; i < (g + 1) * tile.inner; ++i) sum += squares[i];
+      squares[g] = sum;
+    }
+  }
+
+  void find_factors() {
+    const int64_t groups = tile.groups();
+    const Prox prox = c.norm_prox(tile.size());
+    to_norms(squares, groups);
+    std::copy(squares, squares + groups, factors);
+    dispatch_kind(static_cast<int64_t>(prox.kind), [&](auto K) { shrink<K()>(factors, groups, prox); });
+    to_factors(squares, factors, groups);
+  }
+};
+
 
 }  // namespace
 }  // namespace slimfast

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from slimfast.ops import prox
 from slimfast.ops._kinds import Flag, Form, Kind, Method
 from slimfast.ops.prox_sgd import Hyper, StepRule, prox_sgd_, reference
 from slimfast.optim import _plan
@@ -184,3 +185,26 @@ def test_rows_are_made_anew_only_after_a_change() -> None:
     assert made == [0.1, 0.2, torch.tensor(0.2), torch.tensor(0.2), 0.1]
     assert not plan.step([{"lr": 0.1}], rows)
     assert not plan.step([None], rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [Kind.L0, Kind.L1, Kind.MCP])
+@pytest.mark.parametrize("lam", [0.3, 1e-4, 1 + 1e-9, 1e-42, 1e39, 0.0])
+def test_thresholds_as_the_proximal_operator(kind: Kind, lam: float, dtype: torch.dtype) -> None:
+    """To one unit in the last place, with the same zeros, wherever the numbers are."""
+    hyper = HYPER._replace(lr=1.0, momentum=0.0, weight_decay=0.0, lam=lam, gain=1.0, shape=3.0)
+    edge = torch.tensor(lam if kind != Kind.L0 else (2 * lam) ** 0.5, dtype=torch.float64).to(dtype)
+    spread = torch.randn(500, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).exp() * edge
+    near = edge * (1 + torch.arange(-40, 40) * torch.finfo(dtype).eps)
+    odd = torch.tensor([0.0, torch.inf, torch.nan, torch.finfo(dtype).tiny, torch.finfo(dtype).max])
+    x = torch.cat([spread.to(dtype), near.to(dtype), odd.to(dtype)])
+    x = torch.cat([x, -x])
+    wanted = prox(x, kind, lam, 3.0, 1.0)
+    rules = [int(kind), int(Form.ELEMENTWISE), 0, int(Method.PROX), 0]
+    with torch.no_grad():
+        prox_sgd_([x], [torch.zeros_like(x)], [], [], [0], rules, torch.tensor([hyper], dtype=torch.float64))
+    assert torch.equal(x == 0, wanted == 0)
+    assert not torch.signbit(x[x == 0]).any() or lam == 0
+    off = (x - wanted).abs() - torch.finfo(dtype).eps * wanted.abs()
+    assert (off[wanted.isfinite()] <= torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps).all()
+    assert torch.equal(x[~wanted.isfinite()].isnan(), wanted[~wanted.isfinite()].isnan())
