@@ -27,6 +27,7 @@ class Bare:
             {key: torch.randn(p.shape, generator=generator) for key in ("momentum_buffer", "auxiliary")}
             for p in self.params
         ]
+        self.kept = dict(zip(self.params, self.states, strict=True))  # as an optimizer's state
 
     def permuted(self, *dims: int) -> "Bare":
         """With those of as many dimensions in another order of memory."""
@@ -44,10 +45,10 @@ class Bare:
         return self
 
     def plan(self) -> Any:
-        return _plan._compiled().StepPlan([self.params], [self.states])
+        return _plan._compiled().StepPlan([self.params], self.kept)
 
     def step(self, plan: Any, **scaler: Tensor) -> bool:
-        served: bool = plan.step([{"params": self.params}], lambda: [self.row], **scaler)
+        served: bool = plan.step([{"params": self.params}], self.kept, lambda: [self.row], **scaler)
         return served
 
     def step_by_op(self, op: Callable[..., None] = prox_sgd_, **scaler: Tensor) -> None:
@@ -181,10 +182,10 @@ def test_rows_are_made_anew_only_after_a_change() -> None:
 
     for lr in (0.1, None, None, 0.2, None, torch.tensor(0.2), None, 0.1, None):
         group["lr"] = group["lr"] if lr is None else lr
-        assert plan.step([group], rows)
+        assert plan.step([group], bare.kept, rows)
     assert made == [0.1, 0.2, torch.tensor(0.2), torch.tensor(0.2), 0.1]
-    assert not plan.step([{"lr": 0.1}], rows)
-    assert not plan.step([None], rows)
+    assert not plan.step([{"lr": 0.1}], bare.kept, rows)
+    assert not plan.step([None], bare.kept, rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
