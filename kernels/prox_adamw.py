@@ -33,9 +33,11 @@ class Variant(NamedTuple):
 
     @property
     def block(self) -> int:
-        """Numbers per program: 16 bytes per thread and array, half where registers hold no more."""
+        """Numbers per program: 16 bytes per thread and array, less where registers hold no more."""
         full = {"fp64": 512, "fp32": 1024, "bf16": 2048}[self.type]
-        return full // 2 if self.kind in (3, 4, 6, 7) and self.type != "fp64" else full
+        if self.type == "fp64" or self.kind not in (3, 4, 6, 7):
+            return full
+        return full // 4 if (self.type, self.kind) == ("bf16", 4) else full // 2
 
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)  # float16 and mixtures are worked on in wide copies
@@ -67,12 +69,14 @@ def prox_adamw_kernel(
     n = tl.where(tl.load(found_inf_ptr) == 0, n, 0)
     hyper_ptr += tl.load(chunk_ptr + 6) * 9
     step = tl.load(step_ptr + tl.load(chunk_ptr + 7)) + 1
+    size = tl.load(hyper_ptr) / (1 - tl.exp(step * tl.log(tl.load(hyper_ptr + 1))))
+    root = tl.sqrt(1 - tl.exp(step * tl.log(tl.load(hyper_ptr + 2))))
     scale = 1 / tl.load(grad_scale_ptr).to(tl.float64)
     if tl.load(chunk_ptr + 9) != 0:
-        _step(chunk_ptr, 0, n // 16 * 16, hyper_ptr, step, scale, TYPE, KIND, METHOD, BLOCK, 16)
+        _step(chunk_ptr, 0, n // 16 * 16, hyper_ptr, size, root, scale, TYPE, KIND, METHOD, BLOCK, 16)
     else:  # the odd end of a tensor, or odd addresses: one number per thread at a time
         for begin in range(0, n, SHORT):
-            _step(chunk_ptr, begin, n, hyper_ptr, step, scale, TYPE, KIND, METHOD, SHORT, 1)
+            _step(chunk_ptr, begin, n, hyper_ptr, size, root, scale, TYPE, KIND, METHOD, SHORT, 1)
 
 
 @triton.jit
@@ -81,7 +85,8 @@ def _step(
     begin,
     n,
     hyper_ptr,
-    step,
+    size,  # lr over the bias correction of m
+    root,  # of the bias correction of v
     scale,
     TYPE: tl.constexpr,
     KIND: tl.constexpr,
@@ -96,23 +101,26 @@ def _step(
     m_ptr, v_ptr = _array(chunk_ptr + 2, TYPE, ALIGNMENT) + o, _array(chunk_ptr + 3, TYPE, ALIGNMENT) + o
     top_ptr = _array(chunk_ptr + 4, TYPE, ALIGNMENT) + o
     mask, top_mask = o < n, o < tl.where(flags & AMSGRAD != 0, n, 0)
-    g = (tl.load(g_ptr, mask=mask) * scale.to(WIDE)).to(WIDE)
-    p, m = tl.load(p_ptr, mask=mask).to(WIDE), tl.load(m_ptr, mask=mask).to(WIDE)
-    v, top = tl.load(v_ptr, mask=mask).to(WIDE), tl.load(top_ptr, mask=top_mask, other=0.0).to(WIDE)
-
     lr, lam, shape = tl.load(hyper_ptr), tl.load(hyper_ptr + 5), tl.load(hyper_ptr + 6)
     penalty_scale = tl.load(hyper_ptr + 8)
     active = (flags & PENALISED != 0) & (lam != 0) & (penalty_scale != 0)
-    g = tl.where(flags & MAXIMIZE != 0, -g, g)
-    if METHOD == SUBGRADIENT and KIND != 0 and active:
-        g += penalty_scale.to(WIDE) * grad_one(p.to(tl.float64), lam, shape, KIND).to(WIDE)
+    p = tl.load(p_ptr, mask=mask).to(WIDE)
+    pull = tl.zeros_like(p)
+    if METHOD == SUBGRADIENT and KIND != 0 and active:  # before the other loads, for want of registers
+        pull = penalty_scale.to(WIDE) * grad_one(p.to(tl.float64), lam, shape, KIND).to(WIDE)
+    g, m = tl.load(g_ptr, mask=mask).to(WIDE) * scale.to(WIDE), tl.load(m_ptr, mask=mask).to(WIDE)
+    v, top = tl.load(v_ptr, mask=mask).to(WIDE), tl.load(top_ptr, mask=top_mask, other=0.0).to(WIDE)
+
+    g = tl.where(flags & MAXIMIZE != 0, -g, g) + pull
     m += (1 - tl.load(hyper_ptr + 1)).to(WIDE) * (g - m)
     v = tl.load(hyper_ptr + 2).to(WIDE) * v + (1 - tl.load(hyper_ptr + 2)).to(WIDE) * g * g
     top = tl.where((v > top) | (v != v), v, top)
     tl.store(m_ptr, m.to(tl.dtype(TYPE)), mask=mask)
     tl.store(v_ptr, v.to(tl.dtype(TYPE)), mask=mask)
     tl.store(top_ptr, top.to(tl.dtype(TYPE)), mask=top_mask)
-    p, denominator = _descend(p, m, tl.where(flags & AMSGRAD != 0, top, v), hyper_ptr, step)
+    p, denominator = _descend(
+        p, m, tl.where(flags & AMSGRAD != 0, top, v), hyper_ptr, size.to(WIDE), root.to(WIDE)
+    )
     if METHOD == PROX and KIND != 0 and active and lr != 0:
         own = lr * penalty_scale / denominator.to(tl.float64)
         p = prox_one(p.to(tl.float64), lam, shape, own, KIND).to(WIDE)
@@ -120,14 +128,11 @@ def _step(
 
 
 @triton.jit
-def _descend(p, m, v, hyper_ptr, step):
+def _descend(p, m, v, hyper_ptr, size, root):
     """torch.optim.AdamW's step: the parameter, and what divides lr in each coordinate."""
     WIDE: tl.constexpr = p.dtype
-    lr = tl.load(hyper_ptr)
-    left1 = 1 - tl.exp(step * tl.log(tl.load(hyper_ptr + 1)))
-    left2 = 1 - tl.exp(step * tl.log(tl.load(hyper_ptr + 2)))
-    root, eps = tl.sqrt(left2).to(WIDE), tl.load(hyper_ptr + 3).to(WIDE)
-    decay, size = (1 - lr * tl.load(hyper_ptr + 4)).to(WIDE), (lr / left1).to(WIDE)
+    lr, eps = tl.load(hyper_ptr), tl.load(hyper_ptr + 3).to(WIDE)
+    decay = (1 - lr * tl.load(hyper_ptr + 4)).to(WIDE)
     if p.dtype == tl.float64:
         denominator = tl.sqrt(v) / root + eps
         moved = p * decay - size * m / denominator
