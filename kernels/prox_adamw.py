@@ -35,7 +35,7 @@ class Variant(NamedTuple):
     def block(self) -> int:
         """Numbers per program: 16 bytes per thread and array, less where registers hold no more."""
         full = {"fp64": 512, "fp32": 1024, "bf16": 2048}[self.type]
-        if self.type == "fp64" or self.kind not in (3, 4, 6, 7):
+        if self.type == "fp64" or self.kind not in (4, 6, 7):
             return full
         return full // 4 if (self.type, self.kind) == ("bf16", 4) else full // 2
 

@@ -135,8 +135,8 @@ class Groups:
     kind: Kind
     lam: float
     shape: float
-    step: float
-    group_weight: float
+    step: float | Tensor  # [groups, 1] if a tensor
+    group_weight: float | Tensor  # [groups] if a tensor
 
     def __post_init__(self) -> None:
         self.unit = unit_of(self.z)
@@ -159,14 +159,22 @@ class Groups:
         gain = (u * unit) * ((self.z - c * u / 2) * unit) - paid * unit * unit
         return _Point(s, c[:, 0] * self.norm(u), gain.sum(1) - self.pull * s / 2)
 
-    def prox(self) -> Tensor:
-        """argmin over u of 0.5 ||u - z||^2 + step r(u) + group_weight ||u||, row by row."""
-        step = torch.full_like(self.pull, self.step)[:, None]
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """N at s = 0 and at infinity."""
+        step = torch.as_tensor(self.step, dtype=self.z.dtype, device=self.z.device)
         top = self.norm(shrink(self.z, self.kind, self.lam, self.shape, step))
         soft = self.step * slope_at_zero(self.kind, self.lam, self.shape)
-        bottom = self.norm((self.z - soft).clamp(min=0))
+        return self.norm((self.z - soft).clamp(min=0)), top
+
+    def convex(self) -> bool:
+        """Whether every row's problem is."""
+        return bool(torch.as_tensor(continuous(self.kind, self.lam, self.shape, self.step)).all())
+
+    def prox(self) -> Tensor:
+        """argmin over u of 0.5 ||u - z||^2 + step r(u) + group_weight ||u||, row by row."""
+        bottom, top = self.ends()
         low, high = (bottom - self.pull).clamp(min=0), top - self.pull
-        if continuous(self.kind, self.lam, self.shape, self.step):
+        if self.convex():
             alive = (bottom > self.pull) & (high > 0)
             s = self._polish(high, low, high, alive)
         else:

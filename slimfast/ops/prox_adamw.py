@@ -1,6 +1,5 @@
 """The optimizer step of ``ProxAdamW`` for lists of tensors."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,8 +7,9 @@ import torch
 from torch import Tensor
 
 from slimfast.ops import _register
-from slimfast.ops._group_search import shrink
-from slimfast.ops._kinds import Flag, Kind, Method
+from slimfast.ops._group_grad import group_grad
+from slimfast.ops._kinds import Flag, Form, Method
+from slimfast.ops._metric import prox as metric_prox
 from slimfast.ops.penalty_grad import reference as penalty_grad
 from slimfast.ops.prox_sgd import StepRule
 
@@ -58,8 +58,8 @@ def reference(
         p, g = _widen(param), _widen(grad)
         g = g if grad_scale is None else g / grad_scale.item()
         g = -g if rule.flags & Flag.MAXIMIZE else g
-        if rule.method == Method.SUBGRADIENT and rule.kind != Kind.NONE:
-            g = g.add(penalty_grad(p, rule.kind, h.lam, h.shape), alpha=h.penalty_scale)
+        if rule.method == Method.SUBGRADIENT:
+            g = g.add(_slope(p, rule, h), alpha=h.penalty_scale)
         m = _widen(mean).lerp(g, 1 - h.beta1)
         v = _widen(square).mul(h.beta2).addcmul_(g, g, value=1 - h.beta2)
         largest = v
@@ -72,7 +72,8 @@ def reference(
         if h.lr != 0:
             p = p.mul(1 - h.lr * h.weight_decay).addcdiv_(m, denominator, value=-h.lr / (1 - h.beta1**count))
         if rule.method == Method.PROX and h.lr * h.penalty_scale != 0:
-            p = _prox_in_metric(p, rule, h, h.lr * h.penalty_scale / denominator.double())
+            own = h.lr * h.penalty_scale / denominator.double()
+            p = metric_prox(p, own, rule.form, rule.dim, rule.kind, h.lam, h.shape, h.group_lam)
         for to, value in ((param, p), (mean, m), (square, v), (step, count)):
             to.copy_(value) if isinstance(value, Tensor) else to.fill_(value)
 
@@ -81,14 +82,11 @@ def _widen(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def _prox_in_metric(x: Tensor, rule: StepRule, h: AdamHyper, step: Tensor) -> Tensor:
-    """argmin_u sum (u - x)^2 / (2 step) + penalty(u), with a step of each number's own."""
-    if rule.kind == Kind.NONE or h.lam == 0:
-        return x
-    wide = x.double()
-    z = wide.abs()
-    u = shrink(z, Kind(rule.kind), h.lam, h.shape, step)
-    return torch.where(z < math.inf, torch.where(wide < 0, 0.0 - u, u), wide).to(x.dtype)
+def _slope(x: Tensor, rule: StepRule, h: AdamHyper) -> Tensor:
+    """penalty'(x)"""
+    if rule.form == Form.ELEMENTWISE:
+        return penalty_grad(x, rule.kind, h.lam, h.shape)
+    return group_grad(x, rule.form, rule.dim, rule.kind, h.lam, h.shape, h.group_lam)
 
 
 def prox_adamw_(
@@ -116,7 +114,8 @@ def prox_adamw_(
         p = (1 - lr * weight_decay) * p - t * m / (1 - beta1^k)
         p = argmin_u sum_i (u_i - p_i)^2 / (2 t_i) + penalty_scale * penalty(u)             [for PROX]
 
-    With lr = 0 no parameter changes. bfloat16 and float16 are computed in float32 and rounded once. Not
+    The last line is there for elementwise penalties, SPARSE, and NORM of L1 and L0. With lr = 0 no parameter
+    changes. bfloat16 and float16 are computed in float32 and rounded once. Not
     differentiable.
 
     Args:
