@@ -4,28 +4,17 @@
 #include <algorithm>
 
 #include "group_search.h"
+#include "lanes.h"
 
 namespace slimfast {
 namespace {
 
-constexpr int64_t LANES = 8, BLOCK = 256;  // sums run in eight lanes, whatever the processor: one result everywhere
-
-inline double add_lanes(const double* lanes) {
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-}
-
-inline void add_to_lanes(double* lanes, double* block, int64_t n) {  // fills the block's last lanes up with zeros
-  for (; n % LANES; ++n) block[n] = 0;
-  for (int64_t i = 0; i < n; i += LANES)
-    for (int64_t j = 0; j < LANES; ++j) lanes[j] += block[i + j];
-}
-
 template <class F>
 SLIMFAST_SIMD Sums sum_over(const double* x, int64_t n, const F& function) {
   const F f = function;
-  double squares[BLOCK], gains[BLOCK], square_lanes[LANES] = {}, gain_lanes[LANES] = {};
-  for (int64_t begin = 0; begin < n; begin += BLOCK) {
-    const int64_t count = std::min(BLOCK, n - begin);
+  double squares[SUMMED], gains[SUMMED], square_lanes[LANES] = {}, gain_lanes[LANES] = {};
+  for (int64_t begin = 0; begin < n; begin += SUMMED) {
+    const int64_t count = std::min(SUMMED, n - begin);
     for (int64_t i = 0; i < count; ++i) {
       const Sums one = f(std::fabs(x[begin + i]));
       squares[i] = one.squares;
@@ -35,20 +24,6 @@ SLIMFAST_SIMD Sums sum_over(const double* x, int64_t n, const F& function) {
     if constexpr (F::GAINS) add_to_lanes(gain_lanes, gains, count);
   }
   return {add_lanes(square_lanes), add_lanes(gain_lanes)};
-}
-
-SLIMFAST_SIMD double largest(const double* x, int64_t n) {
-  double lanes[LANES] = {};
-  const int64_t full = n / LANES * LANES;
-  for (int64_t i = 0; i < full; i += LANES)
-    for (int64_t j = 0; j < LANES; ++j) {
-      const double z = std::fabs(x[i + j]);
-      lanes[j] = z > lanes[j] ? z : lanes[j];
-    }
-  for (int64_t i = full; i < n; ++i) lanes[0] = std::fabs(x[i]) > lanes[0] ? std::fabs(x[i]) : lanes[0];
-  double top = 0;
-  for (double lane : lanes) top = lane > top ? lane : top;
-  return top;
 }
 
 template <class F>

@@ -76,9 +76,11 @@ SLIMFAST_HD inline bool is_continuous(double lam, double shape, double step) {
 template <Kind K, class View>
 class GroupSearch {
  public:
-  // pull: G; unit: a power of two that makes the squares harmless; energy: the sum of (x unit)^2.
-  SLIMFAST_HD GroupSearch(const View& view, double lam, double shape, double step, double pull, double unit, double energy)
-      : view(view), lam(lam), shape(shape), step(step), pull(pull * unit), unit(unit),
+  // pull: G; unit: a power of two that makes the squares harmless; energy: the sum of (x unit)^2; largest: how many
+  // times `step` a number's own step can be, in a view that gives them steps of their own.
+  SLIMFAST_HD GroupSearch(const View& view, double lam, double shape, double step, double pull, double unit, double energy,
+                          double largest = 1)
+      : view(view), lam(lam), shape(shape), step(step), largest(largest), pull(pull * unit), unit(unit),
         almost(1e-14 * energy), limit(1e-15 * std::sqrt(energy)) {}
 
   // c at the minimum, to shrink with; 0 if that is u = 0.
@@ -89,7 +91,7 @@ class GroupSearch {
     const double slope = step * slope_at_zero<K>(lam, shape);
     const double bottom = slope < detail::INF ? std::sqrt(view.sum(Bottom{slope, unit}).squares) : 0;
     const double low = bottom > pull ? bottom - pull : 0;
-    if (is_continuous<K>(lam, shape, step)) {
+    if (is_continuous<K>(lam, shape, step * largest)) {
       if (!(bottom > pull)) return 0;
       const Point end = polish<false>(high, low, high);
       return 1 + pull / end.s;
@@ -176,7 +178,7 @@ class GroupSearch {
   }
 
   View view;
-  double lam, shape, step, pull, unit, almost, limit;
+  double lam, shape, step, largest, pull, unit, almost, limit;
 };
 
 }  // namespace slimfast

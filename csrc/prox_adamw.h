@@ -19,9 +19,12 @@ struct AdamGroup {
   int32_t flags;
 
   SLIMFAST_HD bool has(Flag flag) const { return (flags & flag) != 0; }
-  SLIMFAST_HD bool is_penalised() const { return kind != Kind::NONE && lam != 0 && penalty_scale != 0; }
+  SLIMFAST_HD bool is_penalised() const {
+    return penalty_scale != 0 && ((kind != Kind::NONE && lam != 0) || (form == Form::SPARSE && group_lam != 0));
+  }
   SLIMFAST_HD bool has_prox() const { return method == Method::PROX && is_penalised() && lr != 0; }
   SLIMFAST_HD bool has_subgradient() const { return method == Method::SUBGRADIENT && is_penalised(); }
+  SLIMFAST_HD bool is_grouped() const { return form != Form::ELEMENTWISE && (has_prox() || has_subgradient()); }
 };
 
 // The arithmetic of torch.optim.AdamW's loop at its `count`-th step, rounding for rounding: torch fuses lerp and addcmul.

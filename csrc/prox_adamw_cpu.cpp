@@ -1,10 +1,13 @@
 // ProxAdamW on the CPU: every parameter of a model in one pass over memory.
 #include "blocks.h"
+#include "metric_prox.h"
 #include "prox_adamw.h"
 #include "step_tensors.h"
 
 namespace slimfast {
 namespace {
+
+constexpr int64_t GROUP_GRAIN = 1 << 15;  // numbers per thread where groups are solved
 
 constexpr int64_t RULES = 5, COLUMNS = 9;  // per group: whole numbers in `rules`, float64 in a row of `hyper`
 
@@ -26,7 +29,10 @@ struct Row {
   void* data[ARRAYS];  // numel numbers in any order that all share; TOP null without AMSGRAD
   Number types[ARRAYS];
   int64_t numel;
+  Around place;  // of the groups' dimension in memory, where the penalty is one on groups
   size_t constants;
+
+  int64_t groups() const { return numel / (place.outer * place.inner); }
 };
 
 template <class T, bool AMSGRAD>
@@ -49,21 +55,6 @@ SLIMFAST_SIMD void penalised_direction(const T* p, const T* g, T factor, T* __re
   const T scale = static_cast<T>(h.penalty_scale);
   for (int64_t i = 0; i < n; ++i)
     d[i] = std::fma(static_cast<T>(grad_one<K>(static_cast<double>(p[i]), lam, shape)), scale, factor * g[i]);
-}
-
-// exp(log(x) / over), x > 0 and over in [1, 2]: pow does not vectorise.
-inline double root(double x, double over) {
-  const double y = (x < 1 ? -detail::log_from_one(1 / x) : detail::log_from_one(x)) / over, size = y < 0 ? -y : y;
-  const double power = detail::exp_to_one(size < 708 ? -size : -708.0);
-  return y < 0 ? power : 1 / power;
-}
-
-// make_prox, so that a loop over it vectorises: all constants but those of LogSum are selects.
-template <Kind K>
-inline Prox prox_of(double lam, double shape, double step) {
-  if constexpr (K != Kind::LP) return make_prox(static_cast<int64_t>(K), lam, shape, step);
-  const double k = 1 - shape, jump = root(2 * (step * lam) * k, 1 + k);
-  return {K, lam, shape, step, jump * ((1 + k) / (2 * k)), 0, 0, 0, 0, 1, jump};
 }
 
 // The operator with a step of each number's own.
@@ -98,6 +89,89 @@ void run_tensor(const Row& row, const AdamGroup& h, const AdamStep<T>& constants
   }
 }
 
+// The direction of a step; with a penalty, `slope` is its part.
+template <class T>
+SLIMFAST_SIMD void direct(T* __restrict d, const T* __restrict g, const double* __restrict slope, T factor, int64_t n) {
+  if (slope == nullptr)
+    for (int64_t i = 0; i < n; ++i) d[i] = factor * g[i];
+  else
+    for (int64_t i = 0; i < n; ++i) d[i] = factor * g[i] + static_cast<T>(slope[i]);
+}
+
+template <class T>
+SLIMFAST_SIMD void metric_of(double* __restrict t, const T* __restrict denominator, double lr, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) t[i] = lr / static_cast<double>(denominator[i]);
+}
+
+// Whole groups, which are brought together for the step: it and the operator round once, and see any layout.
+template <class T>
+class GroupRunner {
+ public:
+  GroupRunner(const Row& row, const AdamGroup& h, const AdamStep<T>& step)
+      : row_(row), h_(h), step_(step), n_(row.place.outer * row.place.inner), arrays_((ARRAYS + 2) * n_), wide_(2 * n_) {
+    for (int a = 0; a < ARRAYS; ++a) x_[a] = row.data[a] ? arrays_.data() + a * n_ : nullptr;
+  }
+
+  void run(int64_t group) {
+    const GroupRule rule{h_.form, static_cast<int64_t>(h_.kind), h_.lam, h_.shape, h_.group_lam};
+    T *direction = arrays_.data() + ARRAYS * n_, *denominator = direction + n_;
+    double *p = wide_.data(), *other = p + n_;
+    move(group, {PARAM, GRAD, MEAN, SQUARE, TOP}, [](auto* stored, T* x, int64_t n) { convert(x, stored, n); });
+    if (h_.has_subgradient()) {
+      convert(p, x_[PARAM], n_);
+      std::fill_n(other, n_, 0.0);
+      add_group_subgradient(p, other, n_, rule, h_.penalty_scale);
+    }
+    direct(direction, x_[GRAD], h_.has_subgradient() ? other : nullptr, step_.factor, n_);
+    step(x_, direction, T(1), denominator, n_, step_);
+    if (h_.has_prox()) {
+      convert(p, x_[PARAM], n_);
+      metric_of(other, denominator, h_.lr * h_.penalty_scale, n_);
+      prox_in_metric(p, other, n_, rule);
+      convert(x_[PARAM], p, n_);
+    }
+    move(group, {PARAM, MEAN, SQUARE, TOP}, [](auto* stored, T* x, int64_t n) { convert(stored, x, n); });
+  }
+
+ private:
+  const Row& row_;
+  const AdamGroup& h_;
+  const AdamStep<T>& step_;
+  int64_t n_;
+  std::vector<T> arrays_;
+  std::vector<double> wide_;
+  T* x_[ARRAYS];
+
+  template <class F>
+  void move(int64_t group, std::initializer_list<Array> arrays, F&& f) const {
+    const auto [outer, inner] = row_.place;
+    for (Array a : arrays)
+      if (x_[a])
+        with_type(row_.types[a], [&](auto* as) {
+          auto* stored = static_cast<decltype(as)>(row_.data[a]) + group * inner;
+          for (int64_t o = 0; o < outer; ++o) f(stored + o * row_.groups() * inner, x_[a] + o * inner, inner);
+        });
+  }
+};
+
+template <class T>
+void run_groups(const Row& row, const AdamGroup& h, const AdamStep<T>& step) {
+  if (row.numel == 0) return;
+  const int64_t grain = std::max<int64_t>(1, GROUP_GRAIN / (row.place.outer * row.place.inner));
+  torch::stable::parallel_for(0, row.groups(), grain, [&](int64_t begin, int64_t end) {
+    GroupRunner<T> runner(row, h, step);
+    for (int64_t group = begin; group < end; ++group) runner.run(group);
+  });
+}
+
+void check_group(const int64_t* rule) {
+  const auto [kind, form, method] = std::tuple(static_cast<Kind>(rule[0]), static_cast<Form>(rule[1]), rule[3]);
+  STD_TORCH_CHECK(rule[0] >= 0 && kind <= Kind::LOGSUM, "kind: ", rule[0], " is none of 0 to 7");
+  STD_TORCH_CHECK(rule[1] >= 0 && form <= Form::SPARSE, "form: ", rule[1], " is none of 0 to 2");
+  STD_TORCH_CHECK(method == 0 || method == 1, "method: ", method, " is none of 0 and 1");
+  STD_TORCH_CHECK(form != Form::NORM || method == 1 || kind <= Kind::L1, "kind: ", rule[0], " has no operator with form NORM");
+}
+
 // The op's two tables. `hyper` must be on the CPU.
 std::vector<AdamGroup> adam_groups(const std::vector<int64_t>& rules, const Tensor& table) {
   const int64_t n = static_cast<int64_t>(rules.size()) / RULES;
@@ -109,8 +183,7 @@ std::vector<AdamGroup> adam_groups(const std::vector<int64_t>& rules, const Tens
   std::vector<AdamGroup> groups;
   for (int64_t i = 0; i < n; ++i, row += COLUMNS) {
     const int64_t* rule = rules.data() + i * RULES;
-    STD_TORCH_CHECK(rule[0] >= 0 && rule[0] <= static_cast<int64_t>(Kind::LOGSUM), "kind: ", rule[0], " is none of 0 to 7");
-    STD_TORCH_CHECK(rule[1] == 0 && rule[3] <= 1, "form, method: ", rule[1], ", ", rule[3], " are not there yet");
+    check_group(rule);
     groups.push_back({row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], static_cast<Kind>(rule[0]),
                       static_cast<Form>(rule[1]), static_cast<int32_t>(rule[2]), static_cast<Method>(rule[3]),
                       static_cast<int32_t>(rule[4])});
@@ -132,7 +205,7 @@ void with_count(const Tensor& step, F&& f) {
 // All that one call works on.
 class Work {
  public:
-  std::vector<Row> rows;
+  std::vector<Row> rows, grouped;
   std::vector<Constants> constants;
   OneOrder order;
 
@@ -151,8 +224,12 @@ class Work {
       row.types[a] = number_of(x[a], NAMES[a]);
     }
     row.numel = x[PARAM].numel();
+    const AdamGroup& h = groups_[group];
+    STD_TORCH_CHECK(!h.is_grouped() || (h.dim >= 0 && h.dim < x[PARAM].dim()), "dim: ", h.dim, " is no dimension of a parameter");
+    row.place = {1, row.numel};
+    if (h.is_grouped()) row.place = around_dim(x[PARAM].sizes().data(), x[PARAM].strides().data(), x[PARAM].dim(), h.dim);
     with_count(step, [&](auto* count) { row.constants = constants_of(group, *count + 1); });
-    rows.push_back(row);
+    (h.is_grouped() ? grouped : rows).push_back(row);
   }
 
  private:
@@ -190,16 +267,20 @@ void prox_adamw_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vec
   if (overflow && *overflow != 0) return;
   Work work(groups, scale ? *scale : 1);
   size_t used = 0;
-  int64_t total = 0;
   for (size_t i = 0; i < params.size(); ++i) {
     STD_TORCH_CHECK(group[i] >= 0 && group[i] < static_cast<int64_t>(groups.size()), "group: no hyperparameters for ", group[i]);
     std::vector<Tensor> x{params[i], grads[i], exp_avgs[i], exp_avg_sqs[i]};
     if (groups[group[i]].has(AMSGRAD)) x.push_back(*take(max_exp_avg_sqs, used, NAMES[TOP]));
     work.add(std::move(x), steps[i], group[i]);
-    total += params[i].numel();
   }
   STD_TORCH_CHECK(used == max_exp_avg_sqs.size(), NAMES[TOP], ": more than parameters with AMSGRAD");
+  int64_t total = 0;
+  for (const Row& row : work.rows) total += row.numel;
   torch::stable::parallel_for(0, total, GRAIN, [&](int64_t begin, int64_t end) { run_range(work, begin, end); });
+  for (const Row& row : work.grouped) {
+    const Constants& c = work.constants[row.constants];
+    row.types[PARAM] == Number::F64 ? run_groups(row, c.group, c.wide) : run_groups(row, c.group, c.single);
+  }
   work.order.copy_back();
   for (const Tensor& step : steps) with_count(step, [](auto* count) { *count += 1; });
 }

@@ -16,4 +16,16 @@ struct Scaler {
   const float *grad_scale, *found_inf;
 };
 
+struct Around {
+  int64_t outer, inner;
+};
+
+// A dense tensor's memory around a dimension: the product of the sizes with larger strides, and of those with smaller.
+inline Around around_dim(const int64_t* sizes, const int64_t* strides, int64_t dims, int64_t dim) {
+  Around around{1, 1};
+  for (int64_t d = 0; d < dims; ++d)
+    if (d != dim && sizes[d] != 1) (sizes[dim] != 1 && strides[d] > strides[dim] ? around.outer : around.inner) *= sizes[d];
+  return around;
+}
+
 }  // namespace slimfast

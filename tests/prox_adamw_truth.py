@@ -1,5 +1,6 @@
 """Sample calls of the op prox_adamw_, and its step in plain torch arithmetic in the tensors' own dtype."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from mpmath import mpf
 from torch import Tensor
 
-from slimfast.ops._kinds import Flag, Method
+from slimfast.ops._kinds import Flag, Form, Method
 from slimfast.ops.prox_adamw import AdamHyper
 from slimfast.ops.prox_sgd import StepRule
 
@@ -21,8 +22,12 @@ TL1 = {"kind": penalty.TL1, "lam": 0.1, "shape": 0.5, "penalty_scale": 2.0}
 MCP = {"kind": penalty.MCP, "lam": 0.3, "shape": 0.1}
 SCAD = {"kind": penalty.SCAD, "lam": 0.2, "shape": 2.1}
 LOGSUM = {"kind": penalty.LOGSUM, "lam": 0.05, "shape": 0.2}
+LASSO = {"kind": penalty.L1, "form": Form.NORM, "lam": 0.1}
+WHOLE = {"kind": penalty.L0, "form": Form.NORM, "lam": 3.0, "dim": 1}
+SPARSE = {"kind": penalty.L1, "form": Form.SPARSE, "lam": 0.05, "group_lam": 0.05, "dim": 1}
 SLOPE = {"method": Method.SUBGRADIENT}
 LARGEST = {"flags": Flag.AMSGRAD, "eps": 1e-3}
+MATRICES = ((17, 3), (0, 3), (3, 5, 3, 3))
 SIZES = ((17,), (0, 3), (), (3, 5, 3, 3))
 
 
@@ -62,6 +67,11 @@ CALLS = {
     "MCP, SCAD, log-sum": call(MCP, SCAD, LOGSUM),
     "subgradient": call(L1 | SLOPE, LARGEST | TL1 | SLOPE, L0 | SLOPE),
     "penalty without a step": call(L1 | {"penalty_scale": 0.0}, LP | {"lam": 0.0}, L1 | {"lr": 0.0}),
+    "groups": call(LASSO, LARGEST | LASSO | {"dim": 1}, WHOLE, sizes=MATRICES),
+    "sparse groups": call(
+        SPARSE, SPARSE | {"dim": 0, "lam": 0.0}, SPARSE | {"group_lam": 0.0}, sizes=MATRICES
+    ),
+    "slopes of groups": call(SLOPE | LASSO, SLOPE | SPARSE, sizes=MATRICES),
     "no tensors": call({}, sizes=()),
     "several blocks": call(LARGEST, sizes=((2049,), (4096,))),
     "scaled gradients": call(L1, LARGEST, scaler=(4.0, 0.0)),
@@ -92,7 +102,7 @@ def step(
         d = g if grad_scale is None else g / grad_scale.item()
         d = -d if rule.flags & Flag.MAXIMIZE else d
         if rule.method == Method.SUBGRADIENT:
-            d = d + h.penalty_scale * penalty.elementwise(penalty.slope, p, *scalars, odd=True).to(d.dtype)
+            d = d + h.penalty_scale * _slope(p, rule, h).to(d.dtype)
         count += 1
         m.copy_(h.beta1 * m + (1 - h.beta1) * d)
         v.copy_(h.beta2 * v + (1 - h.beta2) * d * d)
@@ -106,7 +116,36 @@ def step(
             p.copy_((1 - h.lr * h.weight_decay) * p - h.lr / (1 - h.beta1**k) * m / metric)
         if rule.method == Method.PROX and rule.kind and h.lr * h.penalty_scale:
             own = (h.lr * h.penalty_scale / metric.double()).flatten().tolist()
-            p.copy_(_shrunk(p, own, *scalars))
+            shrunk = _shrunk(p, own, *scalars) if rule.form != Form.NORM else p.double()
+            p.copy_(shrunk if rule.form == Form.ELEMENTWISE else _grouped(shrunk, own, rule, h))
+
+
+def _grouped(x: Tensor, steps: list[float], rule: StepRule, h: AdamHyper) -> Tensor:
+    """What a norm leaves of each group: for L0 all or nothing, else its length is found by bisection."""
+    out, t = x.double().clone(), torch.tensor(steps, dtype=torch.float64).reshape(x.shape)
+    for i in range(x.shape[rule.dim]):
+        w, own = out.select(rule.dim, i), t.select(rule.dim, i)
+        weight = (h.lam if rule.form == Form.NORM else h.group_lam) * math.sqrt(w.numel())
+        if rule.form == Form.NORM and rule.kind == penalty.L0:
+            w.mul_(bool((w**2 / (2 * own)).sum() > weight))
+            continue
+        low, high = 0.0, w.norm().item()
+        for _ in range(200):
+            s = (low + high) / 2
+            low, high = (s, high) if (w * s / (s + weight * own)).norm() > s else (low, s)
+        w.copy_(w * low / (low + weight * own))
+    return out
+
+
+def _slope(x: Tensor, rule: StepRule, h: AdamHyper) -> Tensor:
+    scalars = (rule.kind, h.lam, h.shape)
+    if rule.form == Form.ELEMENTWISE or not x.numel():
+        return penalty.elementwise(penalty.slope, x, *scalars, odd=True)
+    others = [d for d in range(x.dim()) if d != rule.dim]
+    norm, root = x.square().sum(others, keepdim=True).sqrt(), math.sqrt(x.numel() / x.shape[rule.dim])
+    if rule.form == Form.NORM:
+        return x / norm * penalty.elementwise(penalty.slope, norm, rule.kind, h.lam * root, h.shape, odd=True)
+    return penalty.elementwise(penalty.slope, x, *scalars, odd=True) + h.group_lam * root * x / norm
 
 
 def _shrunk(p: Tensor, steps: list[float], kind: int, lam: float, shape: float) -> Tensor:

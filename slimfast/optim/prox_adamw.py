@@ -108,7 +108,7 @@ class ProxAdamW(Penalised, torch.optim.AdamW):
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
         penalty = group["penalty"]
-        if penalty is not None and penalty.rule.form != Form.ELEMENTWISE:
+        if penalty is not None and penalty.rule.form == Form.DIFFERENCE:
             raise ValueError(f"penalty: {penalty} has no step in the metric of Adam; ProxSGD takes it")
 
     @torch.no_grad()
