@@ -161,6 +161,8 @@ def launch(
     device = params[0].device
     one, zero = _neutral(device)
     scaler = (one if grad_scale is None else grad_scale, zero if found_inf is None else found_inf)
+    if any(rules[1::5]):
+        raise NotImplementedError("rules: a form other than ELEMENTWISE has no kernel")
     effects = [_effect(*rules[i : i + 5]) for i in range(0, len(rules), 5)]
     usual = next((effect for effect in effects if effect[0]), (0, 0))
     tops, copies = iter(max_exp_avg_sqs), []

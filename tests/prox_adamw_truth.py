@@ -67,15 +67,20 @@ CALLS = {
     "MCP, SCAD, log-sum": call(MCP, SCAD, LOGSUM),
     "subgradient": call(L1 | SLOPE, LARGEST | TL1 | SLOPE, L0 | SLOPE),
     "penalty without a step": call(L1 | {"penalty_scale": 0.0}, LP | {"lam": 0.0}, L1 | {"lr": 0.0}),
+    "no tensors": call({}, sizes=()),
+    "several blocks": call(LARGEST, sizes=((2049,), (4096,))),
+    "scaled gradients": call(L1, LARGEST, scaler=(4.0, 0.0)),
+    "inf was found": call(L1, LARGEST, scaler=(4.0, 1.0)),
+}
+
+
+GROUP_CALLS = {
     "groups": call(LASSO, LARGEST | LASSO | {"dim": 1}, WHOLE, sizes=MATRICES),
     "sparse groups": call(
         SPARSE, SPARSE | {"dim": 0, "lam": 0.0}, SPARSE | {"group_lam": 0.0}, sizes=MATRICES
     ),
     "slopes of groups": call(SLOPE | LASSO, SLOPE | SPARSE, sizes=MATRICES),
-    "no tensors": call({}, sizes=()),
-    "several blocks": call(LARGEST, sizes=((2049,), (4096,))),
-    "scaled gradients": call(L1, LARGEST, scaler=(4.0, 0.0)),
-    "inf was found": call(L1, LARGEST, scaler=(4.0, 1.0)),
+    "no matrix": call(LASSO, sizes=((0, 1), (1, 1))),
 }
 
 

@@ -185,6 +185,13 @@ OPS = [
         triton="prox_adamw",
     ),
     Op(
+        "prox_adamw_",
+        prox_adamw_truth.GROUP_CALLS,
+        prox_adamw_truth.step,
+        Twice(prox_adamw_truth.step),
+        NARROW,
+    ),
+    Op(
         "prox_sgd_",
         prox_sgd_truth.CALLS,
         prox_sgd_truth.step,

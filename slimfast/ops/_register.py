@@ -64,7 +64,7 @@ def define(
         _LIBRARY.impl(name, _noticed(reference), "CPU")
 
 
-def register_triton(op: str, module: str) -> None:
+def register_triton(op: str, module: str, serve: Callable[..., Any] | None = None) -> None:
     """Serves CUDA tensors with ``slimfast.kernels.<module>.launch``, unless C++ brought a CUDA kernel.
 
     Triton and the kernel are imported at the first call, so that ``import slimfast`` stays light.
@@ -72,6 +72,7 @@ def register_triton(op: str, module: str) -> None:
     Args:
         op: the name given in the schema of ``define``.
         module: a module of ``slimfast.kernels``; its ``launch`` takes the schema's arguments.
+        serve: takes ``launch`` before the schema's arguments, where it is not for all of them.
     """
     has_cuda_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"slimfast::{op}", "CUDA")
     if has_cuda_kernel or importlib.util.find_spec("triton") is None:
@@ -80,7 +81,7 @@ def register_triton(op: str, module: str) -> None:
     def launch(*args: Any, **kwargs: Any) -> Any:
         return importlib.import_module(f"slimfast.kernels.{module}").launch(*args, **kwargs)
 
-    _LIBRARY.impl(op, launch, "CUDA")
+    _LIBRARY.impl(op, launch if serve is None else functools.partial(serve, launch), "CUDA")
 
 
 def _noticed(reference: Callable[..., Any]) -> Callable[..., Any]:

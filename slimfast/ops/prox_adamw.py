@@ -1,7 +1,7 @@
 """The optimizer step of ``ProxAdamW`` for lists of tensors."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -156,5 +156,34 @@ def prox_adamw_(
         torch.autograd.graph.increment_version(changed)
 
 
+def groups_in_torch(
+    launch: Callable[..., None],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    group: Sequence[int],
+    rules: Sequence[int],
+    *tables: Tensor | None,
+) -> None:
+    """The step by ``launch``, and by the reference where penalties are on groups of numbers."""
+    by_group = [StepRule(*rules[i : i + 5]) for i in range(0, len(rules), 5)]
+    tops = iter(max_exp_avg_sqs)
+    parts: dict[bool, list[Any]] = {}
+    for *tensors, i in zip(params, grads, exp_avgs, exp_avg_sqs, steps, group, strict=True):
+        *lists, own_tops, own_steps, own_group = parts.setdefault(
+            by_group[i].form != Form.ELEMENTWISE, [[] for _ in range(7)]
+        )
+        for to, x in zip([*lists, own_steps, own_group], [*tensors, i], strict=True):
+            to.append(x)
+        if by_group[i].flags & Flag.AMSGRAD:
+            own_tops.append(next(tops))
+    for is_grouped, lists in parts.items():
+        run: Callable[..., None] = reference if is_grouped else launch
+        run(*lists, rules, *tables)
+
+
 _register.define(SCHEMA, reference, fake=lambda *args, **kwargs: None)
-_register.register_triton("prox_adamw_", "prox_adamw")
+_register.register_triton("prox_adamw_", "prox_adamw", serve=groups_in_torch)

@@ -1,6 +1,6 @@
 """What slimfast's optimizers add to parameter groups: keys, values, checks, plain data for checkpoints."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -59,12 +59,10 @@ def as_penalty(penalty: Any) -> Penalty | None:
 
 
 def check_values(group: Mapping[str, Any]) -> None:
-    """Raises ValueError for a value out of range, or values that cannot work together."""
-    for key, accepted in (("method", METHODS), ("splitting", SPLITTINGS), ("prox_scale", PROX_SCALES)):
-        if group[key] not in accepted:
-            raise ValueError(f"{key}: {group[key]!r} is none of {', '.join(map(repr, accepted))}")
-    if not 0 <= group["penalty_scale"] < float("inf"):
-        raise ValueError(f"penalty_scale: {group['penalty_scale']} is not a finite number >= 0")
+    """Raises ValueError for a value out of range, or values that cannot work together, in ``ProxSGD``."""
+    check_penalty(group, METHODS)
+    _check_choice(group, "splitting", SPLITTINGS)
+    _check_choice(group, "prox_scale", PROX_SCALES)
     if not 0 < group["beta"] < float("inf"):
         raise ValueError(f"beta: {group['beta']} is not a finite number > 0")
     if group["momentum_dtype"] not in (None, torch.float32):
@@ -72,17 +70,28 @@ def check_values(group: Mapping[str, Any]) -> None:
     penalty, method = group["penalty"], method_of(group)
     if group.get("differentiable") and (penalty is not None or group["freeze_zeros"]):
         raise ValueError("differentiable: True needs groups without penalty and freeze_zeros")
-    if penalty is None:
-        return
-    if method == Method.SUBGRADIENT and penalty.rule.kind == Kind.L0:
-        name = type(penalty).__name__
-        name = f"the L0 in {name}" if penalty.rule.form == Form.SPARSE else name
-        raise ValueError(f"method: 'subgradient' has no effect with {name}, whose slope is 0; use 'prox'")
-    uses_gain = method in (Method.PROX, Method.ALTERNATING)
+    uses_gain = penalty is not None and method in (Method.PROX, Method.ALTERNATING)
     if uses_gain and group["prox_scale"] == "matched" and not group["momentum"] < 1:
         raise ValueError(f"momentum: {group['momentum']} is not below 1, which prox_scale='matched' needs")
     if uses_gain and group["momentum"] and not gain(group) >= 0:
         raise ValueError(f"dampening: {group['dampening']} is above 1; prox_scale='matched' needs at most 1")
+
+
+def check_penalty(group: Mapping[str, Any], methods: Collection[str]) -> None:
+    """Raises ValueError if method or penalty_scale is out of range, or the method can do nothing."""
+    _check_choice(group, "method", methods)
+    if not 0 <= group["penalty_scale"] < float("inf"):
+        raise ValueError(f"penalty_scale: {group['penalty_scale']} is not a finite number >= 0")
+    penalty = group["penalty"]
+    if penalty is not None and group["method"] == "subgradient" and penalty.rule.kind == Kind.L0:
+        name = type(penalty).__name__
+        name = f"the L0 in {name}" if penalty.rule.form == Form.SPARSE else name
+        raise ValueError(f"method: 'subgradient' has no effect with {name}, whose slope is 0; use 'prox'")
+
+
+def _check_choice(group: Mapping[str, Any], key: str, accepted: Collection[str]) -> None:
+    if group[key] not in accepted:
+        raise ValueError(f"{key}: {group[key]!r} is none of {', '.join(map(repr, accepted))}")
 
 
 def check_shapes(penalty: Penalty | None, params: Iterable[Tensor]) -> None:

@@ -1,61 +1,52 @@
-"""What optimizers with penalties have in common: their groups, value and way into a checkpoint."""
+"""What optimizers with penalties have in common: their groups' own keys, and how a checkpoint holds them."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from slimfast.ops._kinds import Form, Kind
-from slimfast.optim._batch import real
-from slimfast.optim._sharded import whole
-from slimfast.penalties import Penalty, from_dict
+from slimfast.optim import _keys
+from slimfast.optim._vectors import penalty_of
 
 
 class Penalised(torch.optim.Optimizer):
-    """To be put before a torch optimizer: its parameter groups then hold the keys of `OWN`.
+    """Stands before a torch optimizer among the bases; parameter groups then hold the keys of `OWN`, too.
 
-    A constructor stores its own values for them in ``_own_defaults`` before it calls the next one.
+    A constructor puts its values for them into ``_own_defaults`` and then calls torch's.
     """
 
-    OWN: ClassVar[dict[str, Any]]  # what a loaded state holds that says nothing about them
-    METHODS: ClassVar[tuple[str, ...]]
+    OWN: ClassVar[Mapping[str, Any]]  # with what a group gets where a loaded state says nothing of a key
+
+    def _check_values(self, group: Mapping[str, Any]) -> None:
+        """Raises ValueError for values that are out of range, or cannot work together."""
+        raise NotImplementedError
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as for any torch optimizer; ``penalty`` may also be a dict from ``Penalty.to_dict``.
 
         Raises:
-            ValueError: an unknown method, a negative penalty_scale, what cannot work together.
+            ValueError: a value out of range, values that cannot work together, a penalty that does not fit
+                the parameters.
             TypeError: a penalty that is none.
         """
         if isinstance(param_group, dict):
             defaults = self.__dict__.get("_own_defaults", self.defaults)
             for key in self.OWN:
                 param_group.setdefault(key, defaults[key])
-            param_group["penalty"] = as_penalty(param_group["penalty"])
-            self._check_group({**self.defaults, **param_group})
+            param_group["penalty"] = _keys.as_penalty(param_group["penalty"])
+            self._check_values({**self.defaults, **param_group})
         super().add_param_group(param_group)
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        penalty, scale, method = group["penalty"], group["penalty_scale"], group["method"]
-        check_choice("method", method, self.METHODS)
-        if not 0 <= scale < float("inf"):
-            raise ValueError(f"penalty_scale: {scale} is not a finite number >= 0")
-        elementwise_l0 = penalty is not None and penalty.rule[:2] == (Kind.L0, Form.ELEMENTWISE)
-        if method == "subgradient" and elementwise_l0:
-            raise ValueError("method: 'subgradient' has no effect with L0, whose slope is 0; use 'prox'")
+        try:
+            _keys.check_shapes(param_group["penalty"], param_group["params"])
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     @torch.no_grad()
     def penalty_value(self) -> float:
         """The penalty at the current parameters, each group's times its ``penalty_scale``."""
-        total = 0.0
-        for group in self.param_groups:
-            if group["penalty"] is not None and group["params"]:
-                values = [
-                    group["penalty"].value(real(whole(p))).sum(dtype=torch.float64) for p in group["params"]
-                ]
-                summed = torch.stack([v.to(values[0].device) for v in values]).sum().item()
-                total += group["penalty_scale"] * summed
-        return total
+        groups = [group for group in self.param_groups if group["penalty"] is not None and group["params"]]
+        return float(sum(group["penalty_scale"] * penalty_of(group).item() for group in groups))
 
     def state_dict(self) -> dict[str, Any]:
         """As for any torch optimizer; penalties are plain dicts, so it loads with ``weights_only=True``."""
@@ -68,34 +59,9 @@ class Penalised(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups", [])
         for i, group in enumerate(state["param_groups"]):
-            for key, fallback in self.OWN.items():
-                group.setdefault(key, before[i][key] if i < len(before) else fallback)
-            group["penalty"] = as_penalty(group["penalty"])
-            self._check_group(group)
+            for key, default in self.OWN.items():
+                group.setdefault(key, before[i][key] if i < len(before) else default)
+            group["penalty"] = _keys.as_penalty(group["penalty"])
+            self._check_values(group)
+            _keys.check_shapes(group["penalty"], group["params"])
         super().__setstate__(state)
-
-
-def as_penalty(penalty: Any) -> Penalty | None:
-    """A penalty from what a group may hold.
-
-    Raises:
-        TypeError: it is no penalty.
-    """
-    if penalty is None or isinstance(penalty, Penalty):
-        return penalty
-    if isinstance(penalty, dict):
-        return from_dict(penalty)
-    raise TypeError(f"penalty: {penalty!r} is neither None nor one of slimfast.penalties, such as L1(1e-4)")
-
-
-def check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> None:
-    """Raises ValueError unless the value is one of those accepted."""
-    if value not in accepted:
-        raise ValueError(f"{name}: {value!r} is none of {', '.join(map(repr, accepted))}")
-
-
-def check_dense(optimizer: str, p: Tensor, grad: Tensor) -> None:
-    """Raises RuntimeError for a sparse gradient."""
-    if grad.layout != torch.strided:
-        shape = tuple(p.shape)
-        raise RuntimeError(f"{optimizer} does not support sparse gradients; a parameter {shape} has one")

@@ -1,18 +1,19 @@
 """AdamW with a proximal step in its own metric: ``torch.optim.AdamW`` that trains to exact zeros."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from slimfast.ops._kinds import Flag, Form, Method
+from slimfast.ops._kinds import Flag, Form, Kind, Method
 from slimfast.ops.prox_adamw import AdamHyper, prox_adamw_
 from slimfast.ops.prox_sgd import StepRule
+from slimfast.optim import _keys
 from slimfast.optim._batch import _NO_PENALTY, local
-from slimfast.optim._penalised import Penalised, check_dense
-from slimfast.optim._sharded import is_sharded, placed_like
+from slimfast.optim._penalised import Penalised
+from slimfast.optim._sharded import is_cut, is_sharded, placed_like
 from slimfast.penalties import Penalty
 
 
@@ -66,7 +67,6 @@ class ProxAdamW(Penalised, torch.optim.AdamW):
     """
 
     OWN = {"penalty": None, "penalty_scale": 1.0, "method": "prox"}  # noqa: RUF012
-    METHODS = ("prox", "subgradient")
 
     def __init__(
         self,
@@ -105,10 +105,14 @@ class ProxAdamW(Penalised, torch.optim.AdamW):
         )
         self.defaults.update(self.__dict__.pop("_own_defaults"))
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
+    def _check_values(self, group: Mapping[str, Any]) -> None:
+        _keys.check_penalty(group, ("prox", "subgradient"))
         penalty = group["penalty"]
-        if penalty is not None and penalty.rule.form == Form.DIFFERENCE:
+        if penalty is None:
+            return
+        kind, form, *_ = penalty.rule
+        unsolved = form == Form.NORM and kind not in (Kind.L1, Kind.L0) and group["method"] == "prox"
+        if unsolved or form == Form.DIFFERENCE:
             raise ValueError(f"penalty: {penalty} has no step in the metric of Adam; ProxSGD takes it")
 
     @torch.no_grad()
@@ -140,7 +144,7 @@ class ProxAdamW(Penalised, torch.optim.AdamW):
             row = _Row.of(group)
             for p in group["params"]:
                 if p.grad is not None:
-                    check_dense("ProxAdamW", p, p.grad)
+                    _check(p, p.grad, group["penalty"])
                     batch = by_device.setdefault(p.device, _Batch())
                     batch.add(p, p.grad, row, self.state.get(p) or {}, group)
         return by_device.values()
@@ -194,6 +198,8 @@ class _Batch:
         if not state or (group["amsgrad"] and "max_exp_avg_sq" not in state):
             self.created[p] = state = {**_fresh(p, group), **state}
         self.params.append(local(p))
+        if is_sharded(p):
+            torch.autograd.graph.increment_version(p)  # the op does so for the piece alone
         self.grads.append(local(placed_like(grad, p)))
         self.means.append(local(state["exp_avg"]))
         self.squares.append(local(state["exp_avg_sq"]))
@@ -210,6 +216,14 @@ class _Batch:
         scaler = (None if t is None else t.to(device) for t in (grad_scale, found_inf))
         averages = (self.means, self.squares, self.tops)
         prox_adamw_(self.params, self.grads, *averages, self.steps, self.group, rules, hyper, *scaler)
+
+
+def _check(p: Tensor, grad: Tensor, penalty: Penalty | None) -> None:
+    if grad.layout != torch.strided:
+        shape = tuple(p.shape)
+        raise RuntimeError(f"ProxAdamW does not support sparse gradients; a parameter {shape} has one")
+    if is_cut(p, penalty):
+        raise RuntimeError(f"penalty: {penalty} needs its groups whole on one device; ProxSGD does not")
 
 
 def _fresh(p: Tensor, group: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """SGD with momentum and a proximal step: ``torch.optim.SGD`` that trains to exact zeros."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import torch
@@ -10,13 +10,14 @@ from slimfast.ops._kinds import Method
 from slimfast.optim import _keys, _plan, _tables, _torch
 from slimfast.optim._batch import Row, batches
 from slimfast.optim._hooks import is_watched
+from slimfast.optim._penalised import Penalised
 from slimfast.optim._sharded import write
 from slimfast.optim._state import restore_dtypes
-from slimfast.optim._vectors import penalty_of, sparse_variables
+from slimfast.optim._vectors import sparse_variables
 from slimfast.penalties import Penalty
 
 
-class ProxSGD(torch.optim.SGD):
+class ProxSGD(Penalised, torch.optim.SGD):
     """``torch.optim.SGD`` on f + penalty. Without a penalty it is ``torch.optim.SGD``.
 
     One step for every parameter p with gradient g of f, where prox_s(x) = argmin_u 0.5 ||u - x||^2 +
@@ -101,6 +102,8 @@ class ProxSGD(torch.optim.SGD):
     slimming: Bui et al., LOD 2023.
     """
 
+    OWN = _keys.DEFAULTS
+
     def __init__(
         self,
         params: Any,
@@ -144,26 +147,13 @@ class ProxSGD(torch.optim.SGD):
         self._step_supports_amp_scaling = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, as for any torch optimizer; ``penalty`` may also be a dict from ``Penalty.to_dict``.
-
-        Raises:
-            ValueError: a value out of range, values that cannot work together, a penalty that does not fit
-                the parameters.
-            TypeError: a penalty that is none.
-        """
         self._plan = None
-        if isinstance(param_group, dict):
-            defaults = self.__dict__.get("_own_defaults", self.defaults)
-            for key in _keys.DEFAULTS:
-                param_group.setdefault(key, defaults[key])
-            param_group["penalty"] = _keys.as_penalty(param_group["penalty"])
-            _keys.check_values({**self.defaults, **param_group})
         super().add_param_group(param_group)
-        try:
-            _keys.check_shapes(param_group["penalty"], param_group["params"])
-        except ValueError:
-            self.param_groups.pop()
-            raise
+
+    add_param_group.__doc__ = Penalised.add_param_group.__doc__
+
+    def _check_values(self, group: Mapping[str, Any]) -> None:
+        _keys.check_values(group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one step with the gradients in ``.grad``; parameters without one are left alone.
@@ -269,20 +259,6 @@ class ProxSGD(torch.optim.SGD):
                 for p, sparse in zip(group["params"], sparse_variables(group, self.state), strict=True):
                     write(p, sparse)
 
-    @torch.no_grad()
-    def penalty_value(self) -> float:
-        """The penalty at the current parameters, each group's times its ``penalty_scale``."""
-        groups = [group for group in self.param_groups if group["penalty"] is not None and group["params"]]
-        return float(sum(group["penalty_scale"] * penalty_of(group).item() for group in groups))
-
-    def state_dict(self) -> dict[str, Any]:
-        """As for any torch optimizer; penalties are plain dicts, so it loads with ``weights_only=True``."""
-        state = super().state_dict()
-        for group in state["param_groups"]:
-            if group["penalty"] is not None:
-                group["penalty"] = group["penalty"].to_dict()
-        return state
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As for any torch optimizer; a state in float32 stays so where ``momentum_dtype`` says it."""
         final: dict[str, Any] = {}  # what other hooks leave of state_dict
@@ -298,13 +274,6 @@ class ProxSGD(torch.optim.SGD):
         return {**super().__getstate__(), "capturable": self.capturable}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        before = self.__dict__.get("param_groups", [])
-        for i, group in enumerate(state["param_groups"]):
-            for key, default in _keys.DEFAULTS.items():
-                group.setdefault(key, before[i][key] if i < len(before) else default)
-            group["penalty"] = _keys.as_penalty(group["penalty"])
-            _keys.check_values(group)
-            _keys.check_shapes(group["penalty"], group["params"])
         super().__setstate__(state)
         self.__dict__.setdefault("capturable", False)
         self.__dict__.setdefault("_kept_tables", _tables.Kept())
