@@ -154,26 +154,26 @@ class GroupSearch {
     return best;
   }
 
-  // The fixed point in [low, high] that s leads to, by secants kept inside what M leaves open.
+  // The fixed point in [low, high] that s leads to, by secants kept inside what M leaves open. They are of (s + G) / N,
+  // which for L1 is a straight line, however close to 1 the slope of M is.
   template <bool GAINS>
   SLIMFAST_HD Point polish(double s, double low, double high) const {
-    double moved = 0, last_image = 0, last_error = 0;
+    double last = 0, last_height = 0, last_error = 0;
     for (int i = 0;; ++i) {
       Point point = at<GAINS>(s);
-      const double image = point.norm - pull, error = image - s;
+      const double image = point.norm - pull, error = image - s, height = (s + pull) / point.norm - 1;
       if (error > 0 && image > low) low = image;
       if (error < 0 && image < high) high = image;
-      double rate = moved != 0 ? (image - last_image) / moved : 0;
-      rate = rate > 0 ? (rate < 0.9 ? rate : 0.9) : 0;
-      const bool slow = moved != 0 && std::fabs(error) > 0.5 * std::fabs(last_error);
-      double next = slow ? 0.5 * (low + high) : s + error / (1 - rate);
+      const bool slow = i > 0 && std::fabs(error) > 0.5 * std::fabs(last_error);
+      const double slope = i > 0 && s != last ? (height - last_height) / (s - last) : 0;
+      double next = slow ? 0.5 * (low + high) : slope > 0 ? s - height / slope : image;
       next = next > low ? next : low;
       next = next < high ? next : high;
-      moved = next - s, last_image = image, last_error = error, s = next;
       if (!(std::fabs(error) > (slow ? 1000 * limit : limit)) || i == 60) {
-        point.s = s;
+        if (i < 60 && !slow) point.s = next;
         return point;
       }
+      last = s, last_height = height, last_error = error, s = next;
     }
   }
 

@@ -302,7 +302,8 @@ def _polish(
         after = tl.where(slow, 0.5 * (low + high), s + error / (1 - rate))
         after = tl.minimum(tl.maximum(after, low), high)
         moved, last_image, last_error = after - s, image, error
-        s = tl.where(active, after, s)
-        active = active & (tl.abs(error) > tl.where(slow, 1000 * limit, limit))
+        done = tl.abs(error) <= tl.where(slow, 1000 * limit, limit)
+        s = tl.where(active & ~(done & slow), after, s)  # not to the middle, which may lie elsewhere
+        active = active & ~done
         left = tl.where(tl.max(active.to(tl.int32), 0) > 0, left - 1, 0)
     return s

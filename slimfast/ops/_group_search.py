@@ -223,20 +223,25 @@ class Groups:
         return best
 
     def _polish(self, s: Tensor, low: Tensor, high: Tensor, active: Tensor) -> Tensor:
-        """The fixed point of M in [low, high] that s leads to, by secants kept inside what M leaves open."""
-        moved, last_image, last_error = (torch.zeros_like(s) for _ in range(3))
+        """The fixed point of M in [low, high] that s leads to, by secants kept inside what M leaves open.
+
+        They are of (s + G) / N, which for L1 is a straight line, however close to 1 the slope of M is.
+        """
+        last, last_height, last_error = s, torch.zeros_like(s), torch.full_like(s, math.inf)
         for _ in range(60):
-            image = self.at(torch.where(s > 0, s, 1.0)).norm - self.pull
+            norm = self.at(torch.where(s > 0, s, 1.0)).norm
+            image, height = norm - self.pull, (s + self.pull) / norm - 1
             error = image - s
             low = torch.where(error > 0, torch.maximum(low, image), low)
             high = torch.where(error < 0, torch.minimum(high, image), high)
-            rate = torch.where(moved != 0, (image - last_image) / moved, 0.0).clamp(0, 0.9)
-            slow = (moved != 0) & (error.abs() > last_error.abs() / 2)
-            step = torch.where(slow, (low + high) / 2 - s, error / (1 - rate))
-            step = torch.minimum(torch.maximum(s + step, low), high) - s
-            moved, last_image, last_error = step, image, error
-            s = torch.where(active, s + step, s)
-            active = active & (error.abs() > torch.where(slow, 1000 * self.rounding, self.rounding))
+            slope = torch.where(s != last, (height - last_height) / (s - last), 0.0)
+            slow = error.abs() > last_error.abs() / 2
+            after = torch.where(slow, (low + high) / 2, torch.where(slope > 0, s - height / slope, image))
+            after = torch.minimum(torch.maximum(after, low), high)
+            last, last_height, last_error = s, height, error
+            done = error.abs() <= torch.where(slow, 1000 * self.rounding, self.rounding)
+            s = torch.where(active & ~(done & slow), after, s)
+            active = active & ~done
             if not bool(active.any()):
                 break
         return s
