@@ -48,3 +48,9 @@ def table(rows: tuple[tuple[int, ...], ...], arrays: int, block: int, device: to
     is_aligned = (addresses % 16 == 0).all(0) & (length % 16 == 0)
     numbers = columns[2 * arrays + 1 :, tensor]
     return torch.stack([*addresses, length, *numbers, is_aligned.long()], dim=1).to(device)
+
+
+@functools.lru_cache(maxsize=16)
+def neutral(device: torch.device) -> tuple[Tensor, Tensor]:
+    """grad_scale and found_inf without a GradScaler."""
+    return torch.ones(1, device=device), torch.zeros(1, device=device)

@@ -16,10 +16,11 @@ import triton
 import triton.language as tl
 from slimfast.kernels import _chunks
 from slimfast.kernels._chunks import TYPES
+from slimfast.kernels._sgd import MAXIMIZE, MAXNREG, NUM_WARPS, PROX, SUBGRADIENT, array
 from slimfast.kernels.penalty import grad_one, prox_one
-from slimfast.kernels.prox_sgd import MAXIMIZE, NUM_WARPS, PROX, SHORT, SUBGRADIENT, _array, _neutral
 from torch import Tensor
 
+SHORT = tl.constexpr(32 * NUM_WARPS)
 AMSGRAD = tl.constexpr(32)  # flag, see csrc/step_rules.h
 PENALISED = tl.constexpr(64)  # own flag: this row's penalty is the launch's
 
@@ -33,11 +34,8 @@ class Variant(NamedTuple):
 
     @property
     def block(self) -> int:
-        """Numbers per program: 16 bytes per thread and array, less where registers hold no more."""
-        full = {"fp64": 512, "fp32": 1024, "bf16": 2048}[self.type]
-        if self.type == "fp64" or self.kind not in (4, 6, 7):
-            return full
-        return full // 4 if (self.type, self.kind) == ("bf16", 4) else full // 2
+        """Numbers per program: 16 bytes per thread and array."""
+        return {"fp64": 512, "fp32": 1024, "bf16": 2048}[self.type]
 
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)  # float16 and mixtures are worked on in wide copies
@@ -97,9 +95,9 @@ def _step(
     WIDE: tl.constexpr = tl.float64 if TYPE == "fp64" else tl.float32
     o = begin + tl.arange(0, BLOCK)
     flags = tl.load(chunk_ptr + 8)
-    g_ptr, p_ptr = _array(chunk_ptr, TYPE, ALIGNMENT) + o, _array(chunk_ptr + 1, TYPE, ALIGNMENT) + o
-    m_ptr, v_ptr = _array(chunk_ptr + 2, TYPE, ALIGNMENT) + o, _array(chunk_ptr + 3, TYPE, ALIGNMENT) + o
-    top_ptr = _array(chunk_ptr + 4, TYPE, ALIGNMENT) + o
+    g_ptr, p_ptr = array(chunk_ptr, TYPE, ALIGNMENT) + o, array(chunk_ptr + 1, TYPE, ALIGNMENT) + o
+    m_ptr, v_ptr = array(chunk_ptr + 2, TYPE, ALIGNMENT) + o, array(chunk_ptr + 3, TYPE, ALIGNMENT) + o
+    top_ptr = array(chunk_ptr + 4, TYPE, ALIGNMENT) + o
     mask, top_mask = o < n, o < tl.where(flags & AMSGRAD != 0, n, 0)
     lr, lam, shape = tl.load(hyper_ptr), tl.load(hyper_ptr + 5), tl.load(hyper_ptr + 6)
     penalty_scale = tl.load(hyper_ptr + 8)
@@ -159,7 +157,7 @@ def launch(
     if not params:
         return
     device = params[0].device
-    one, zero = _neutral(device)
+    one, zero = _chunks.neutral(device)
     scaler = (one if grad_scale is None else grad_scale, zero if found_inf is None else found_inf)
     if any(rules[1::5]):
         raise NotImplementedError("rules: a form other than ELEMENTWISE has no kernel")
@@ -180,7 +178,7 @@ def launch(
         rows = tuple(_chunks.row(*row) for row in tensors)
         chunks = _chunks.table(rows, 5, variant.block, device)
         arguments = (chunks, table, counts, *scaler, *variant, variant.block)
-        prox_adamw_kernel[(len(chunks),)](*arguments, num_warps=NUM_WARPS)
+        prox_adamw_kernel[(len(chunks),)](*arguments, num_warps=NUM_WARPS, maxnreg=MAXNREG)
     for to, copy in reversed(copies):
         to.copy_(copy)
     taken = (scaler[1] == 0).to(steps[0].device, steps[0].dtype)

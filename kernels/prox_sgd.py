@@ -5,7 +5,6 @@ length, group, flags. A launch holds one dtype per array, one penalty kind and o
 penalty go with any of them. Hyperparameters are read from device memory when the kernel runs.
 """
 
-import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -181,7 +180,7 @@ def launch(
         raise RuntimeError(
             "hyper: on the CPU, so a graph's replays would repeat today's numbers; put it on the GPU"
         )
-    one, zero = _neutral(device)
+    one, zero = _chunks.neutral(device)
     table = hyper.to(device).contiguous()
     scaler = (one if grad_scale is None else grad_scale, zero if found_inf is None else found_inf)
     step = _Step(rules, (table, *scaler))
@@ -248,12 +247,6 @@ class _Step:
             vector.after()
         for to, copy in reversed(self.copies):
             to.copy_(copy)
-
-
-@functools.lru_cache(maxsize=16)
-def _neutral(device: torch.device) -> tuple[Tensor, Tensor]:
-    """grad_scale and found_inf without a GradScaler."""
-    return torch.ones(1, device=device), torch.zeros(1, device=device)
 
 
 def _effect(kind: int, form: int, dim: int, method: int, flags: int) -> tuple[int, int]:

@@ -36,11 +36,19 @@ class ProxAdamW(Penalised, torch.optim.AdamW):
     has no factor as ``ProxSGD`` has one. lr = 0 changes no parameter. Where all gradients so far were 0,
     t is lr / eps: the penalty decides, and the parameter becomes 0.
 
+    With "prox", penalties on single numbers have their exact operator for every t. Of those on groups of
+    numbers, GroupLasso, GroupL0 and SparseGroup do: a search for the norm of each group. GroupMCP and
+    GroupSCAD are there for "subgradient" only, L1L2 not at all; the "splitting" of ``ProxSGD`` is not
+    either. On GPUs groups of numbers go through torch, not through the kernel.
+
     Parameter groups have three keys beyond AdamW's: ``penalty``, ``penalty_scale`` (a factor on the
     penalty, for schedules, 1.0) and ``method``. A group's own value wins over the constructor's; None is
     a value. Real and imaginary parts of complex parameters are penalised separately, with a v each.
     ProxAdamW and AdamW load each other's ``state_dict``; one without the keys above leaves them as they
     are.
+
+    DTensors take the step that whole tensors would take, as long as groups of numbers are whole on one
+    device.
 
     Args:
         params: parameters, named ones or groups, as for any torch optimizer; see ``slimfast.param_groups``.
@@ -60,7 +68,7 @@ class ProxAdamW(Penalised, torch.optim.AdamW):
     Raises:
         ValueError: a value out of the ranges above.
         TypeError: a penalty that is none.
-        RuntimeError: in ``step``, for a sparse gradient.
+        RuntimeError: in ``step``, for a sparse gradient, or groups of numbers that lie on several devices.
 
     Source: Loshchilov and Hutter, ICLR 2019; the proximal step in a diagonal metric: Becker and Fadili, NIPS
     2012; Yun, Lozano and Yang, NeurIPS 2021.
