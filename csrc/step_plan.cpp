@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "prox_sgd.h"
+#include "step_settings.h"
 
 // at::Tensor is one pointer to its TensorImpl: the address of such a pointer is a handle for torch's C functions. None of
 // these reads .grad or counts versions; declaring the two by hand saves ATen's headers, about a minute to compile.
@@ -136,31 +137,6 @@ class PyTensor {
   py::object object_;
   c10::TensorImpl* impl_;
   void** slot_;  // where the object keeps its TensorImpl
-};
-
-// A parameter group as it was when its Row was made. All that a Row is made of is immutable, but for tensors: while the
-// dict holds the same objects, the Row holds too.
-class Settings {
- public:
-  bool are_those_of(PyObject* group) const {
-    Py_ssize_t position = 0;
-    PyObject *key, *value;
-    size_t i = 0;
-    for (; PyDict_Next(group, &position, &key, &value); ++i)
-      if (i >= items_.size() || items_[i].first.ptr() != key || items_[i].second.ptr() != value) return false;
-    return i == items_.size();
-  }
-
-  void keep(py::dict group) {
-    items_.clear();
-    for (auto [key, value] : group) {
-      if (py::hasattr(value, "__array__")) return items_.clear();  // tensors and NumPy's numbers change in place
-      items_.emplace_back(py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value));
-    }
-  }
-
- private:
-  std::vector<std::pair<py::object, py::object>> items_;
 };
 
 std::optional<Number> number_of(int32_t dtype) {
