@@ -34,7 +34,7 @@ class Variant(NamedTuple):
 
     @property
     def block(self) -> int:
-        """Numbers per program: 16 bytes per thread and array; 8 where log-sum's many registers allow no more."""
+        """Numbers per program: 16 bytes per thread and array, 8 where log-sum needs the registers."""
         is_long = self.type == "bf16" and self.kind == LOGSUM.value and self.method == PROX.value
         return 1024 if is_long else {"fp64": 512, "fp32": 1024, "bf16": 2048}[self.type]
 

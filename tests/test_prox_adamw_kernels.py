@@ -18,7 +18,7 @@ NARROW = Variant("bf16", 7, 0)  # log-sum's operator needs more registers than e
 
 
 def check(chosen: list[Variant], arch: int) -> None:
-    """No spills, and whole tensors move in accesses of a thread's whole share of a block, 16 bytes but for one."""
+    """No spills, and whole tensors move in accesses of 16 bytes, 8 in one variant."""
     requests = [
         {
             "kernel": "slimfast.kernels.prox_adamw:prox_adamw_kernel",
