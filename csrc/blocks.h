@@ -10,7 +10,7 @@ namespace slimfast {
 namespace {  // one copy per source file: its loops come in versions per processor
 
 constexpr int64_t BLOCK = 1024;     // numbers that stay in the L1 cache while step and penalty work on them
-constexpr int64_t GRAIN = 1 << 21;  // numbers per thread: for less, waking a second thread costs more than it brings
+constexpr int64_t GRAIN = 1 << 19;  // numbers per thread: for less, waking a second thread costs more than it brings
 
 template <class To, class From>
 SLIMFAST_SIMD void convert(To* __restrict to, const From* __restrict from, int64_t n) {
