@@ -1,4 +1,4 @@
-"""What bench/gpu.sh runs: checks on a GPU, then measurements, one JSON. Needs torch and triton only.
+"""What bench/gpu.sh runs first: checks on a GPU, then times of deployed networks.
 
 python3 bench/gpu.py --out runs/gpu/gpu.json
 """
@@ -22,11 +22,23 @@ from torch.utils._pytree import tree_map
 import slimfast
 from slimfast import models
 from slimfast.optim import ProxSGD
-from slimfast.penalties import L1
+from slimfast.penalties import L1, TL1, GroupLasso, SparseGroup
 
 ROOT = Path(__file__).parents[1]
 NETS = {"vgg19": (3, 32), "resnet164": (3, 32), "densenet40": (3, 32)}
-LAM, LR = 1e-4, 0.1
+ALTERNATING = {"method": "splitting", "splitting": "alternating"}
+STEPS: dict[str, dict[str, Any]] = {
+    "no penalty": {},
+    "L1 on scales": {"bn": L1(1e-2)},
+    "TL1 on scales, nesterov": {"bn": TL1(1e-2, 1.0), "nesterov": True},
+    "subgradient": {"bn": L1(1e-2), "method": "subgradient"},
+    "relaxed": {"bn": L1(1e-2), "method": "splitting"},
+    "alternating": {"bn": L1(1e-2), **ALTERNATING},
+    "filters": {"conv": GroupLasso(1e-3)},
+    "input channels": {"conv": GroupLasso(1e-3, dim=1)},
+    "sparse filters": {"conv": SparseGroup(L1(1e-4), group_lam=1e-3)},
+    "sparse filters, TL1": {"conv": SparseGroup(TL1(1e-4, 1.0), group_lam=1e-3)},
+}
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -81,20 +93,96 @@ def check_ops(device: torch.device) -> list[str]:
     return failures
 
 
-def check_step(device: torch.device) -> list[str]:
-    """Five ProxSGD steps on the device against the same on the CPU, both in float32."""
-    torch.manual_seed(0)
-    start = models.resnet164()
-    twins = [start, models.resnet164().to(device)]
-    twins[1].load_state_dict(start.state_dict())
-    optimizers = [_ours(net) for net in twins]
-    for step in range(5):
-        for net, optimizer in zip(twins, optimizers, strict=True):
+def check_steps(device: torch.device) -> list[str]:
+    """Five ProxSGD steps of every kind on the device against the same on the CPU, both in float32."""
+    failures = []
+    for label, setting in STEPS.items():
+        nets, optimizers = _twins(device, setting)
+        for step in range(5):
+            for net, optimizer in zip(nets, optimizers, strict=True):
+                optimizer.zero_grad()
+                _set_gradients(net, seed=step)
+                optimizer.step()
+        failures += _differences(label, *nets)
+    return failures
+
+
+def check_scaler(device: torch.device) -> list[str]:
+    """GradScaler: a first step with an infinite gradient changes nothing, the later ones are SGD's."""
+    nets, optimizers = _twins(device, STEPS["L1 on scales"])
+    scaler = torch.amp.GradScaler(device.type, init_scale=1024.0)
+    scaler.scale(torch.ones((), device=device))  # makes its tensors
+    start = [p.detach().clone() for p in nets[1].parameters()]
+    _set_gradients(nets[1], seed=0)
+    next(nets[1].parameters()).grad.fill_(torch.inf)
+    scaler.step(optimizers[1])
+    scaler.update()
+    if not all(map(torch.equal, start, nets[1].parameters())):
+        return ["GradScaler: a step with an infinite gradient changed parameters"]
+    for step in range(3):
+        for net in nets:
             _set_gradients(net, seed=step)
-            optimizer.step()
-    pairs = zip(twins[0].named_parameters(), twins[1].parameters(), strict=True)
-    bad = [name for (name, p), q in pairs if not torch.allclose(p, q.cpu(), rtol=1e-5, atol=1e-7)]
-    return [f"ProxSGD: {len(bad)} of 494 tensors differ from the CPU's, {bad[0]} first"] if bad else []
+        for p in nets[1].parameters():
+            p.grad *= scaler.get_scale()
+        optimizers[0].step()
+        scaler.step(optimizers[1])
+        scaler.update()
+    return _differences("GradScaler", *nets)
+
+
+def check_capture(device: torch.device) -> list[str]:
+    """A captured step whose numbers change between replays, against eager steps on the CPU."""
+    if device.type != "cuda":
+        return []
+    failures = []
+    for label, setting in STEPS.items():
+        nets, (eager, ours) = _twins(device, setting, capturable=True)
+        replay = None
+        for step in range(4):
+            for net in nets:
+                _set_gradients(net, seed=step)
+            for optimizer in (eager, ours):
+                for group in optimizer.param_groups:
+                    group["lr"], group["weight_decay"] = 0.1 / (1 + step), 1e-4 * step
+                    group["penalty_scale"] = 1.0 + step
+            eager.step()
+            if step == 0:
+                ours.step()
+                continue
+            if replay is None:
+                replay = _captured(ours.step)
+            ours.refresh_hyperparameters()
+            replay()
+        failures += _differences(f"captured, {label}", *nets)
+    return failures
+
+
+def _captured(step: Callable[[], Any]) -> Callable[[], None]:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # on a stream of its own; nothing runs
+        step()
+    return graph.replay
+
+
+def _twins(
+    device: torch.device, setting: dict[str, Any], **kwargs: bool
+) -> tuple[list[nn.Module], list[ProxSGD]]:
+    """The same network on the CPU and on the device, with an optimizer each."""
+    torch.manual_seed(0)
+    nets = [models.densenet40(), models.densenet40().to(device)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    rest = {key: value for key, value in setting.items() if key not in ("bn", "conv")}
+    groups = [slimfast.param_groups(net, bn=setting.get("bn"), conv=setting.get("conv")) for net in nets]
+    common = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
+    return nets, [ProxSGD(groups[0], **common, **rest), ProxSGD(groups[1], **common, **rest, **kwargs)]
+
+
+def _differences(label: str, cpu: nn.Module, other: nn.Module) -> list[str]:
+    pairs = list(zip(cpu.named_parameters(), other.parameters(), strict=True))
+    bad = [name for (name, p), q in pairs if not torch.allclose(p, q.cpu(), rtol=1e-4, atol=1e-6)]
+    return (
+        [f"{label}: {len(bad)} of {len(pairs)} tensors differ from the CPU's, {bad[0]} first"] if bad else []
+    )
 
 
 def check_deploy(device: torch.device) -> list[str]:
@@ -119,21 +207,6 @@ def check_deploy(device: torch.device) -> list[str]:
 
 def _rms(x: Tensor) -> float:
     return x.square().mean().sqrt().item()
-
-
-def time_steps(device: torch.device) -> dict[str, Any]:
-    """A step of every net's parameters with L1 on BatchNorm scales: ours and torch's, the usual ways."""
-    results = {}
-    for name in NETS:
-        contenders = {
-            "ours": _step_of(name, device, _ours, None),
-            "fused + loop": _step_of(name, device, _sgd(fused=True), _loop),
-            "foreach + foreach prox": _step_of(name, device, _sgd(foreach=True), _foreach_prox),
-            "fused, no penalty": _step_of(name, device, _sgd(fused=True), None),
-        }
-        results[name] = _microseconds(contenders, device, rounds=30, calls=20)
-        print(name, {key: round(value, 1) for key, value in results[name].items()})
-    return results
 
 
 def time_deploy(device: torch.device, batches: tuple[int, ...]) -> dict[str, Any]:
@@ -180,49 +253,15 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _ours(net: nn.Module) -> torch.optim.Optimizer:
-    return ProxSGD(slimfast.param_groups(net, bn=L1(LAM)), lr=LR, momentum=0.9, weight_decay=1e-4)
-
-
-def _sgd(**how: bool) -> Callable[[nn.Module], torch.optim.Optimizer]:
-    return lambda net: torch.optim.SGD(net.parameters(), lr=LR, momentum=0.9, weight_decay=1e-4, **how)
-
-
-def _loop(scales: list[Tensor]) -> None:
-    """Network slimming as it is usually written: the subgradient of L1, one BatchNorm after the other."""
-    for weight in scales:
-        weight.grad.add_(LAM * torch.sign(weight))
-
-
-def _foreach_prox(scales: list[Tensor]) -> None:
-    magnitudes = torch._foreach_abs(scales)
-    torch._foreach_sub_(magnitudes, LR * LAM / (1 - 0.9))
-    torch._foreach_clamp_min_(magnitudes, 0.0)
-    torch._foreach_mul_(magnitudes, torch._foreach_sign(scales))
-    torch._foreach_copy_(scales, magnitudes)
-
-
-def _step_of(
-    name: str, device: torch.device, make: Callable[[nn.Module], torch.optim.Optimizer], penalty: Any
-) -> Callable[[], None]:
-    net = models.build(name).to(device)
-    _set_gradients(net, seed=0)
-    optimizer = make(net)
-    scales = [m.weight for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-
-    def step() -> None:
-        if penalty is not None:
-            with torch.no_grad():
-                penalty(scales)
-        optimizer.step()
-
-    return step
-
-
 def _set_gradients(net: nn.Module, seed: int) -> None:
+    """Where there are gradients already, in place: captured steps read them there."""
     generator = torch.Generator().manual_seed(seed)
     for p in net.parameters():
-        p.grad = (1e-3 * torch.randn(p.shape, generator=generator)).to(p.device)
+        grad = 1e-3 * torch.randn(p.shape, generator=generator)
+        if p.grad is None:
+            p.grad = grad.to(p.device)
+        else:
+            p.grad.copy_(grad)
 
 
 def _pruned(name: str, channels: int, size: int) -> nn.Module:
@@ -242,6 +281,9 @@ def _moved(net: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Modul
     return copy.deepcopy(net).eval().to(device, dtype)
 
 
+CHECKS = (check_ops, check_steps, check_scaler, check_capture, check_deploy)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
@@ -251,8 +293,7 @@ def main() -> int:
     device = torch.device(given.device)
     parts: dict[str, Callable[[], Any]] = {
         "facts": lambda: facts(device),
-        "failures": lambda: check_ops(device) + check_step(device) + check_deploy(device),
-        "step_us": lambda: time_steps(device),
+        "failures": lambda: [failure for check in CHECKS for failure in check(device)],
         "deploy_us": lambda: time_deploy(device, tuple(given.batches)),
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,8 @@ SHORT |= {"small_cnn": "small CNN", "resnet18": "ResNet-18"}
 WORDS = {1: "One core", 2: "Two cores", 4: "Four cores", 8: "Eight cores", 16: "Sixteen cores"}
 NO_GPU = """\
 Not yet measured: anything on a GPU. The Triton and CUDA kernels are checked in Triton's interpreter and
-compiled for sm_80, sm_90 and sm_100 in the tests; on a machine with a GPU `bash bench/gpu.sh` builds and
-checks them, and `make bench` fills a table here."""
+compiled for sm_80, sm_90 and sm_100 in the tests; on a machine with a GPU `bash bench/gpu.sh` builds,
+checks and measures them, and `bench/report.py --keep --readme` fills a table here."""
 PAT = "torchao PAT on SGD fused"
 
 
@@ -72,13 +72,14 @@ def deploy(run: Run) -> str:
 
 
 def step(run: Run) -> str:
-    """A step with L1 on the BatchNorm scales, on one thread; torch's best form of each."""
+    """A step with L1 on the BatchNorm scales, on as many threads as suit it; torch's best form of each."""
     heads = ["microseconds per step", "ProxSGD with L1", "SGD + BN loop", "SGD + foreach prox"]
-    heads += ["SGD, no penalty", "torchao PAT", "share of bandwidth"]
+    heads += ["SGD, no penalty", "torchao PAT", "share of one core's bandwidth"]
     steps, rows = _asked(run, "test_step"), []
     for name, label in NETS.items():
         result = steps[f"threads1-{name}"]
-        forms = result.median_us | _compiled(run, f"threads1-{name}", "median_us")
+        compiled = _on_best_threads(run.of("test_compiled"), name)
+        forms = _on_best_threads(steps, name) | _of_compiled(compiled)
         rivals = [best(forms, suffix) for suffix in (" + BN loop", " + foreach prox", "")]
         times = [forms[result.ours], *(time for time, _ in rivals)]
         texts = [_whole(times[0]), *(f"{_whole(time)} ({form})" for time, form in rivals)]
@@ -108,8 +109,9 @@ def on_gpu(path: str, run: Run) -> str:
     steps, rows = _asked(run, "test_step"), []
     for name, label in NETS.items():
         result = steps[f"cuda-{name}"]
-        device = result.device_us | _compiled(run, f"cuda-{name}", "device_us")
-        host = result.host_us | _compiled(run, f"cuda-{name}", "host_us")
+        compiled = run.of("test_compiled").get(f"cuda-{name}")
+        device = result.device_us | _of_compiled(compiled.device_us if compiled else {})
+        host = result.host_us | _of_compiled(compiled.host_us if compiled else {})
         cells = [f"{_whole(device[result.ours])} / {_whole(host[result.ours])}"]
         for suffix in (" + BN loop", " + foreach prox", ""):
             time, form = best(device, suffix)
@@ -128,10 +130,17 @@ def best(forms: Mapping[str, float], suffix: str) -> tuple[float, str]:
     return min((time, match[1]) for name, time in forms.items() if (match := pattern.fullmatch(name)))
 
 
-def _compiled(run: Run, label: str, clock: str) -> dict[str, float]:
-    """The compiled forms of torch's step, which have a test of their own."""
-    result = run.of("test_compiled").get(label)
-    times: dict[str, float] = getattr(result, clock) if result else {}
+def _on_best_threads(results: Mapping[str, Result], net: str) -> dict[str, float]:
+    """Every form's median for the number of threads that suits it best."""
+    times: dict[str, float] = {}
+    for label, result in results.items():
+        if re.fullmatch(rf"threads\d+-{net}", label):
+            times |= {name: min(time, times.get(name, time)) for name, time in result.median_us.items()}
+    return times
+
+
+def _of_compiled(times: Mapping[str, float]) -> dict[str, float]:
+    """The compiled forms of torch's step, which have a test of their own, without what ran beside them."""
     return {name: time for name, time in times.items() if name.startswith("SGD compiled")}
 
 

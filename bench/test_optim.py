@@ -144,7 +144,7 @@ def compiled(name: str) -> tuple[Contender, float]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Profiler record function")
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("threads", EVERY[:1], ids=named, indirect=True)
+@pytest.mark.parametrize("threads", EVERY, ids=named, indirect=True)
 def test_compiled(compare: Compare, name: str) -> None:
     """torch.compile(SGD.step), a test of its own because compiling takes a minute.
 

@@ -200,7 +200,7 @@ class Others {
     using torch::stable::detail::from;
     std::array<StableIValue, 9> stack{from(lists_[0]), from(lists_[1]), from(lists_[2]), from(lists_[3]), from(group_),
                                       from(rules), from(hyper), from(grad_scale), from(found_inf)};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("slimfast::prox_sgd_others_", "", stack.data(), TORCH_ABI_VERSION));
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("slimfast::prox_sgd_others_", "", stack.data(), TORCH_ABI_VERSION));
   }
 
  private:
@@ -256,7 +256,7 @@ void slimfast_prox_sgd_cuda(const slimfast::SgdTensor* tensors, int64_t count, c
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, "slimfast: CUDA tensors, but a torch without CUDA");
   const OnDevice guard(device);
   void* current = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &current));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &current));
   const auto stream = static_cast<cudaStream_t>(current);
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(stream, &status));
