@@ -20,8 +20,7 @@ def conv(
 ) -> Tensor:
     """One torch operation after the other, each rounding to the dtype."""
     if scale is not None and shift is not None:
-        count = len(scale)
-        x = F.batch_norm(x, x.new_zeros(count), x.new_ones(count), scale, shift, eps=0.0).relu()
+        x = torch.addcmul(shift[:, None, None], x, scale[:, None, None]).relu()  # rounds once, as ours does
     y = F.conv2d(x, weight, None, *geometry)
     if bias is not None:
         y = y + (bias if bias.dim() == 4 else bias[:, None, None])

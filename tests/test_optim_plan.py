@@ -280,7 +280,7 @@ def test_a_tensor_is_read_at_every_step() -> None:
 def test_hooks_and_profilers_see_the_step() -> None:
     optimizer, seen = optimizer_of(parameters()), []
     steps(optimizer, 2)
-    with torch.profiler.profile() as profiler:
+    with torch.profiler.profile(acc_events=True) as profiler:
         steps(optimizer, 1)
     assert "Optimizer.step#ProxSGD.step" in {event.key for event in profiler.key_averages()}
     before = optimizer.register_step_pre_hook(lambda *args: seen.append(args))
