@@ -26,14 +26,13 @@ from slimfast.penalties import L1, TL1, GroupLasso, SparseGroup
 
 ROOT = Path(__file__).parents[1]
 NETS = {"vgg19": (3, 32), "resnet164": (3, 32), "densenet40": (3, 32)}
-ALTERNATING = {"method": "splitting", "splitting": "alternating"}
 STEPS: dict[str, dict[str, Any]] = {
     "no penalty": {},
     "L1 on scales": {"bn": L1(1e-2)},
     "TL1 on scales, nesterov": {"bn": TL1(1e-2, 1.0), "nesterov": True},
     "subgradient": {"bn": L1(1e-2), "method": "subgradient"},
     "relaxed": {"bn": L1(1e-2), "method": "splitting"},
-    "alternating": {"bn": L1(1e-2), **ALTERNATING},
+    "alternating": {"bn": L1(1e-2), "method": "splitting", "splitting": "alternating"},
     "filters": {"conv": GroupLasso(1e-3)},
     "input channels": {"conv": GroupLasso(1e-3, dim=1)},
     "sparse filters": {"conv": SparseGroup(L1(1e-4), group_lam=1e-3)},
@@ -108,7 +107,7 @@ def check_steps(device: torch.device) -> list[str]:
 
 
 def check_scaler(device: torch.device) -> list[str]:
-    """GradScaler: a first step with an infinite gradient changes nothing, the later ones are SGD's."""
+    """GradScaler: a first step with an infinite gradient changes nothing, the later ones are the CPU's."""
     nets, optimizers = _twins(device, STEPS["L1 on scales"])
     scaler = torch.amp.GradScaler(device.type, init_scale=1024.0)
     scaler.scale(torch.ones((), device=device))  # makes its tensors
