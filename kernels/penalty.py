@@ -204,8 +204,9 @@ def _prox_scad(z, weight, high, low, lam, a, step):
 @triton.jit
 def _prox_log_sum(z, weight, high, low, eps):
     """The quadratic of ``csrc/penalty.h``, divided by eps + |x|."""
+    jump = _log_sum_jump(eps, weight)  # first: it is long, and leaves one number
     tau, tau_low = _split_quotient(high, low, eps)
-    threshold = tl.where(weight <= eps * eps, tau + tau_low, _log_sum_jump(eps, weight))
+    threshold = tl.where(weight <= eps * eps, tau + tau_low, jump)
     y = 1 / (eps + z)
     B, R = (eps - z) * y, eps * y * (((z - tau) - tau_low) * y)
     square = B * B + 4 * R
@@ -222,7 +223,7 @@ def _log_sum_jump(eps, weight):
     e = tl.where(e > 1e-300, e, 1e-300)
     gap = 1 - e
     u = gap * tl.sqrt(2.25 - 2 * tl.log(e))
-    for _ in tl.static_range(5):
+    for _ in range(5):
         q = e + u
         excess = _log1p(u / e) - u / q - 0.5 * u * u
         better = u + excess * q * q / (u * (u - gap) * (1 + q))

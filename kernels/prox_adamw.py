@@ -17,7 +17,7 @@ import triton.language as tl
 from slimfast.kernels import _chunks
 from slimfast.kernels._chunks import TYPES
 from slimfast.kernels._sgd import MAXIMIZE, MAXNREG, NUM_WARPS, PROX, SUBGRADIENT, array
-from slimfast.kernels.penalty import LOGSUM, grad_one, prox_one
+from slimfast.kernels.penalty import grad_one, prox_one
 from torch import Tensor
 
 SHORT = tl.constexpr(32 * NUM_WARPS)
@@ -34,9 +34,8 @@ class Variant(NamedTuple):
 
     @property
     def block(self) -> int:
-        """Numbers per program: 16 bytes per thread and array, 8 where log-sum needs the registers."""
-        is_long = self.type == "bf16" and self.kind == LOGSUM.value and self.method == PROX.value
-        return 1024 if is_long else {"fp64": 512, "fp32": 1024, "bf16": 2048}[self.type]
+        """Numbers per program: 16 bytes per thread and array."""
+        return {"fp64": 512, "fp32": 1024, "bf16": 2048}[self.type]
 
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)  # float16 and mixtures are worked on in wide copies

@@ -49,12 +49,9 @@ class Variant(NamedTuple):
 
     @property
     def block(self) -> int:
-        """Numbers per program: few, so that a small model fills the device, and as many as registers hold.
-
-        The longer formulas in float64 (Lp: 3, TL1: 4, SCAD: 6, log-sum: 7) and float64 parameters take twice
-        as many.
-        """
-        return 1024 if self.kind in (3, 4, 6, 7) or self.param == "fp64" else 2048
+        """Numbers per program: 16 bytes per thread and array, twice that where registers hold it."""
+        few = self.kind in (3, 4, 6, 7)  # the longer formulas in float64: Lp, TL1, SCAD, log-sum
+        return 1024 if self.param == "fp64" or (self.param == "fp32" and few) else 2048
 
 
 # Parameter, gradient, state. Anything else, float16 too, is worked on in float32 copies: each set of dtypes
@@ -121,14 +118,13 @@ def _step(
     mask = o < n
     m_mask = o < tl.where(flags & HAS_MOMENTUM != 0, n, 0)
     p = tl.load(p_ptr, mask=mask).to(WIDE)
-    g = tl.load(g_ptr, mask=mask).to(WIDE) * scale.to(WIDE)
-    m = tl.load(m_ptr, mask=m_mask, other=0.0).to(WIDE)
-
     lam, shape = tl.load(hyper_ptr + 4), tl.load(hyper_ptr + 5)
     if METHOD == PROX or METHOD == ALTERNATING:  # noqa: SIM109 (Triton has no `in`)
         pull = tl.zeros_like(p)
-    else:
+    else:  # before the other loads, for want of registers
         pull = _pull(p.to(tl.float64), lam, shape, hyper_ptr, flags, KIND, METHOD).to(WIDE)
+    g = tl.load(g_ptr, mask=mask).to(WIDE) * scale.to(WIDE)
+    m = tl.load(m_ptr, mask=m_mask, other=0.0).to(WIDE)
     moves = (p != 0) | (flags & FREEZE_ZEROS == 0)
     p, m = descend(p, g, m, pull, hyper_ptr, flags)
     p, m = tl.where(moves, p, 0.0), tl.where(moves, m, 0.0)
