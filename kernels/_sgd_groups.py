@@ -7,11 +7,13 @@ left, mostly from the cache. Sums have a fixed order.
 
 import functools
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from slimfast.kernels._chunks import TYPES
 from slimfast.kernels._sgd import (
     ALTERNATING,
     FREEZE_ZEROS,
@@ -29,6 +31,9 @@ from torch import Tensor
 
 NORM = tl.constexpr(1)
 SPARSE = tl.constexpr(2)
+ANYWHERE = tl.constexpr(0)  # orders: where 16 bytes of memory lie
+ALONG = tl.constexpr(1)  # in one group
+ACROSS = tl.constexpr(2)  # in groups next to each other, whose numbers alternate
 DTYPES = [("fp32",) * 3, ("fp64",) * 3]  # of parameter, gradient, state; others are worked on in copies
 
 
@@ -39,27 +44,49 @@ class Variant(NamedTuple):
     form: int
     kind: int  # of SPARSE; that of NORM is read from the table: it is used once a group
     in_gradient: bool  # SUBGRADIENT or RELAXED rather than PROX or ALTERNATING
+    order: int
+
+    @property
+    def _searches(self) -> bool:
+        return self.form == SPARSE.value and self.kind != L1.value and not self.in_gradient
 
     @property
     def tile(self) -> tuple[int, int]:
-        """Groups per program, and how many numbers of each at a time; searches need registers."""
-        return (
-            (1, 512)
-            if self.form == SPARSE.value and self.kind != L1.value and not self.in_gradient
-            else (4, 256)
-        )
+        """Groups per program, and how many numbers of each at a time: 16 bytes per thread and array.
+
+        Searches need registers for each group that a thread has numbers of: two groups next to each other,
+        8 bytes of float32, are the most.
+        """
+        if self.order == ACROSS.value:
+            return (8, 64) if self._searches else (32, 32)
+        return (1, 512) if self._searches else (4, 256)
+
+    @property
+    def num_warps(self) -> int:
+        return 4 if self._searches and self.order != ACROSS.value and self.type == "fp32" else NUM_WARPS
 
     @classmethod
-    def of(cls, dtype: str, form: int, kind: int, method: int) -> "Variant":
-        return cls(dtype, form, kind if form == SPARSE.value else 0, method in (1, 2))
+    def of(
+        cls, p: Tensor, rest: Sequence[Tensor | None], shape: tuple[int, int, int], rule: tuple[int, int, int]
+    ) -> "Variant":
+        """Of a parameter and its other arrays; groups, size, inner as of ``geometry``; form, kind, method."""
+        (groups, _size, inner), (form, kind, method) = shape, rule
+        vector = 16 // p.element_size()
+        if any(x is not None and x.data_ptr() % 16 for x in (p, *rest)):
+            order = ANYWHERE
+        elif inner % vector == 0:
+            order = ALONG
+        else:
+            order = ACROSS if inner == 1 and groups % vector == 0 else ANYWHERE
+        of_kind = kind if form == SPARSE.value else 0
+        return cls(TYPES[p.dtype], form, of_kind, method in (1, 2), order.value)
 
 
 def variants() -> Iterator[Variant]:
     """Everything that ``launch`` can ask for."""
-    for dtype, *_ in DTYPES:
-        for in_gradient in (False, True):
-            yield Variant(dtype, 1, 0, in_gradient)
-            yield from (Variant(dtype, 2, kind, in_gradient) for kind in range(1, 8))
+    forms = [(1, 0), *((2, kind) for kind in range(1, 8))]
+    for (dtype, *_), form, in_gradient, order in product(DTYPES, forms, (False, True), range(3)):
+        yield Variant(dtype, *form, in_gradient, order)
 
 
 @triton.jit(do_not_specialize=["hyper_ptr", "grad_scale_ptr", "found_inf_ptr"])
@@ -73,6 +100,7 @@ def prox_sgd_groups_kernel(
     FORM: tl.constexpr,
     KIND: tl.constexpr,
     IN_GRADIENT: tl.constexpr,
+    ORDER: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
@@ -80,18 +108,27 @@ def prox_sgd_groups_kernel(
     hyper_ptr += tl.load(table_ptr + 8) * 10
     groups, inner = tl.load(table_ptr + 4).to(tl.int32), tl.load(table_ptr + 6).to(tl.int32)
     size = tl.where(tl.load(found_inf_ptr) == 0, tl.load(table_ptr + 5), 0).to(tl.int32)
-    rows = tl.load(table_ptr + 7).to(tl.int32) + tl.arange(0, ROWS)[:, None]
+    first = tl.load(table_ptr + 7).to(tl.int32)
+    VECTOR: tl.constexpr = 2 if TYPE == "fp64" else 4
+    ALIGNMENT: tl.constexpr = 1 if ORDER == ANYWHERE else 16
+    if ORDER == ALONG:
+        inner, size = tl.multiple_of(inner, VECTOR), tl.multiple_of(size, VECTOR)
+    elif ORDER == ACROSS:
+        groups, first, inner = tl.multiple_of(groups, VECTOR), tl.multiple_of(first, ROWS), 1
+    rows = first + tl.arange(0, ROWS)[:, None]
     columns = tl.arange(0, COLS)[None, :]
-    p_ptr = array(table_ptr, TYPE, 1)
+    p_ptr = array(table_ptr, TYPE, ALIGNMENT)
     where = (tl.zeros((ROWS, COLS), tl.float64), p_ptr, rows, columns, groups, size, inner)
     pull = tl.zeros((ROWS,), tl.float64)
     if IN_GRADIENT:
         pull = _pull_of_norm(where, table_ptr, hyper_ptr, FORM)
     for begin in range(0, size, COLS):
-        _step(table_ptr, hyper_ptr, grad_scale_ptr, where, begin, pull, TYPE, FORM, KIND, IN_GRADIENT)
+        _step(
+            table_ptr, hyper_ptr, grad_scale_ptr, where, begin, pull, TYPE, FORM, KIND, IN_GRADIENT, ALIGNMENT
+        )
     if not IN_GRADIENT:
         tl.debug_barrier()  # other threads may read what this one has written
-        _shrink(table_ptr, hyper_ptr, where, TYPE, FORM, KIND)
+        _shrink(table_ptr, hyper_ptr, where, TYPE, FORM, KIND, ALIGNMENT)
 
 
 @triton.jit
@@ -106,6 +143,7 @@ def _step(
     FORM: tl.constexpr,
     KIND: tl.constexpr,
     IN_GRADIENT: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
 ):
     """A step on one piece. What is still to be shrunk is stored as it is."""
     WIDE: tl.constexpr = tl.float64 if TYPE == "fp64" else tl.float32
@@ -114,11 +152,8 @@ def _step(
     columns = begin + columns
     mask = (rows < groups) & (columns < size)
     o = group_offsets(rows, columns, groups, inner)
-    g_ptr, m_ptr, a_ptr = (
-        array(table_ptr + 1, TYPE, 1),
-        array(table_ptr + 2, TYPE, 1),
-        array(table_ptr + 3, TYPE, 1),
-    )
+    g_ptr = array(table_ptr + 1, TYPE, ALIGNMENT)
+    m_ptr, a_ptr = array(table_ptr + 2, TYPE, ALIGNMENT), array(table_ptr + 3, TYPE, ALIGNMENT)
     m_mask = mask & (rows < tl.where(flags & HAS_MOMENTUM != 0, groups, 0))
     p = tl.load(p_ptr + o, mask=mask, other=0.0).to(WIDE)
     scale = 1 / tl.load(grad_scale_ptr).to(tl.float64)
@@ -186,13 +221,21 @@ def _pull_of_norm(where, table_ptr, hyper_ptr, FORM: tl.constexpr):
 
 
 @triton.jit
-def _shrink(table_ptr, hyper_ptr, where, TYPE: tl.constexpr, FORM: tl.constexpr, KIND: tl.constexpr):
+def _shrink(
+    table_ptr,
+    hyper_ptr,
+    where,
+    TYPE: tl.constexpr,
+    FORM: tl.constexpr,
+    KIND: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+):
     """The proximal operator on what the step has left in memory."""
     x, x_ptr, rows, columns, groups, size, inner = where
     lam, shape, group_lam = tl.load(hyper_ptr + 4), tl.load(hyper_ptr + 5), tl.load(hyper_ptr + 6)
     step = tl.load(hyper_ptr) * tl.load(hyper_ptr + 8) * tl.load(hyper_ptr + 7)
     if tl.load(table_ptr + 11) == ALTERNATING:
-        x_ptr = array(table_ptr + 3, TYPE, 1)
+        x_ptr = array(table_ptr + 3, TYPE, ALIGNMENT)
         step = step / (1 + tl.load(hyper_ptr + 9) * tl.load(hyper_ptr) * tl.load(hyper_ptr + 8))
     root = tl.sqrt(tl.load(table_ptr + 5).to(tl.float64))
     active = step != 0
@@ -260,7 +303,7 @@ def launch(variant: Variant, rows: Sequence[tuple[int, ...]], device: torch.devi
     """`rows` as the kernel's, each for a whole tensor; numbers: hyper, grad_scale, found_inf."""
     table = _table(tuple(rows), variant.tile[0], device)
     prox_sgd_groups_kernel[(len(table),)](
-        table, *numbers, *variant, *variant.tile, num_warps=NUM_WARPS, maxnreg=MAXNREG
+        table, *numbers, *variant, *variant.tile, num_warps=variant.num_warps, maxnreg=MAXNREG
     )
 
 

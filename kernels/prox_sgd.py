@@ -207,10 +207,10 @@ class _Step:
         """A gradient; parameter, momentum and auxiliary variable; the group's number."""
         kind, form, dim, method, flags = self.rules[i]
         if kind and form in (NORM, SPARSE):
-            arrays, dtypes = _arrays(g, changed, self.copies, _sgd_groups.DTYPES)
-            groups, size, inner = geometry(arrays[0], dim)
-            numbers = (groups, size, inner, i, flags, kind, method)
-            variant = _sgd_groups.Variant.of(dtypes[0], form, kind, method)
+            arrays, _ = _arrays(g, changed, self.copies, _sgd_groups.DTYPES)
+            shape = geometry(arrays[0], dim)
+            numbers = (*shape, i, flags, kind, method)
+            variant = _sgd_groups.Variant.of(arrays[0], arrays[1:], shape, (form, kind, method))
             self.group_launches[variant].append((arrays, numbers))
             return
         if kind and form == DIFFERENCE:

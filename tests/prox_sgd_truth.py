@@ -121,6 +121,12 @@ GROUPS = {
     "one number of a network": grouped(Form.DIFFERENCE, 1, DIFF | {"lam": 6.0}, HEAVY, sizes=SIZES),
     "frozen groups": grouped(Form.NORM, 0, FREEZE | L1, FREEZE | L1 | ALTERNATING, zeros=True),
     "skipped groups": grouped(Form.NORM, 0, HEAVY | L1, scaler=(2.0, 1.0)),
+    "groups in turns": grouped(
+        Form.NORM, 1, HEAVY | L1, L1 | RELAXED, sizes=((5, 40, 1, 1), (300, 8), (3, 36))
+    ),
+    "sparse groups in turns": grouped(
+        Form.SPARSE, 1, HEAVY | L1, L1 | ALTERNATING, sizes=((5, 12, 1, 1), (70, 8))
+    ),
     "groups in several blocks": grouped(Form.NORM, 0, HEAVY | L1, sizes=((3, 1500), (2, 2049), (70, 3))),
 }
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from offline import compile_all
 from slimfast.kernels import _sgd_groups
+from slimfast.kernels.group_prox import geometry
 from slimfast.kernels.prox_sgd import MAXNREG, NUM_WARPS, Variant, launch, variants
 from torch.utils._pytree import tree_leaves
 
@@ -16,8 +17,9 @@ from slimfast.ops._kinds import Form
 from slimfast.ops.prox_sgd import reference
 
 ARCHITECTURES = (80, 90, 100)
+ANYWHERE, ALONG, ACROSS = range(3)
 CONSTANTS = ("PARAM", "GRAD", "STATE", "KIND", "METHOD", "BLOCK")
-GROUP_CONSTANTS = ("TYPE", "FORM", "KIND", "IN_GRADIENT", "ROWS", "COLS")
+GROUP_CONSTANTS = ("TYPE", "FORM", "KIND", "IN_GRADIENT", "ORDER", "ROWS", "COLS")
 POINTERS = {"table_ptr": "*i64", "hyper_ptr": "*fp64", "grad_scale_ptr": "*fp32", "found_inf_ptr": "*fp32"}
 SIZES = {"fp32": 4, "fp64": 8, "bf16": 2}
 EVERY = list(variants())
@@ -37,7 +39,7 @@ def request(variant: Variant | _sgd_groups.Variant, arch: int) -> dict[str, Any]
         "constexprs": dict(zip(names, values, strict=True)),
         "divisible": ["table_ptr"],
         "arch": arch,
-        "num_warps": NUM_WARPS,
+        "num_warps": variant.num_warps if isinstance(variant, _sgd_groups.Variant) else NUM_WARPS,
         "num_stages": 3,
         "maxnreg": MAXNREG,
     }
@@ -62,13 +64,42 @@ def test_training_kernels_compile_for_hopper() -> None:
 
 
 def check_groups(chosen: list[_sgd_groups.Variant], arch: int) -> None:
-    compiled = compile_all([request(variant, arch) for variant in chosen])
-    spilled = [v for v, kernel in zip(chosen, compiled, strict=True) if kernel.local_bytes]
-    assert not spilled
+    """No spills; 16 bytes at a time where memory's order has them, 8 for searches in two groups a thread."""
+    for variant, compiled in zip(
+        chosen, compile_all([request(variant, arch) for variant in chosen]), strict=True
+    ):
+        assert compiled.local_bytes == 0, (variant, compiled.registers)
+        rows, cols = variant.tile
+        bits = 8 * SIZES[variant.type] * rows * cols // (32 * variant.num_warps)
+        is_search_across = variant.order == ACROSS and rows * cols == 512 and variant.type == "fp32"
+        assert bits >= (64 if is_search_across else 128)
+        if variant.order != ANYWHERE:
+            expected = min(bits, 128)
+            assert compiled.count(f"LDG.E.{expected}") >= 4 - variant.in_gradient, variant
+            assert compiled.count(f"STG.E.{expected}") >= 3 - variant.in_gradient, variant
 
 
 def test_group_lasso_compiles_for_hopper() -> None:
-    check_groups([_sgd_groups.Variant("fp32", 1, 0, False)], 90)
+    check_groups([_sgd_groups.Variant("fp32", 1, 0, False, order) for order in (ALONG, ACROSS)], 90)
+
+
+@pytest.mark.parametrize(
+    ("x", "dim", "order"),
+    [
+        (torch.empty(8, 4, 2, 2), 0, ALONG),
+        (torch.empty(8, 3, 3, 3), 0, ANYWHERE),  # filters of 27 numbers
+        (torch.empty(8, 4, 2, 2), 1, ALONG),
+        (torch.empty(8, 4, 3, 3), 1, ANYWHERE),
+        (torch.empty(8, 4, 1, 1), 1, ACROSS),
+        (torch.empty(8, 6, 1, 1), 1, ANYWHERE),
+        (torch.empty(8, 6, 1, 1, dtype=torch.float64), 1, ACROSS),
+        (torch.empty(8, 4, 3, 3).to(memory_format=torch.channels_last), 1, ACROSS),
+        (torch.empty(8 * 16 + 1)[1:].view(8, 4, 2, 2), 0, ANYWHERE),  # odd addresses
+    ],
+)
+def test_order_of_groups(x: torch.Tensor, dim: int, order: int) -> None:
+    variant = _sgd_groups.Variant.of(x, [None], geometry(x, dim), (1, 2, 0))
+    assert variant.order == order
 
 
 @pytest.mark.long
@@ -86,7 +117,7 @@ def test_sparse_groups_of_every_kind(kind: int) -> None:
         "gain": 2.0,
     }
     rows = [row, row | {"method": 3, "dim": 1}]
-    args = sgd.grouped(Form.SPARSE, 0, *rows, sizes=((3, 4, 2, 2),))(torch.float32)
+    args = sgd.grouped(Form.SPARSE, 0, *rows, sizes=((3, 4, 2, 2), (5, 8), (3, 3, 3)))(torch.float32)
     expected = copy.deepcopy(args)
     with np.errstate(all="ignore"):
         launch(*args)
