@@ -22,5 +22,5 @@ def launch(kernel: Callable[..., Any], x: Tensor, kind: int, *scalars: float) ->
 
 
 def block_of(dtype: torch.dtype) -> int:
-    """Numbers per program: four a thread, as the solved operators need registers, eight if that is 16 bytes."""
+    """Numbers per program: four a thread, as the solved operators need registers, or eight of 16 bits."""
     return 4 * 128 if dtype.itemsize >= 4 else 8 * 128

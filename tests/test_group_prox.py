@@ -258,7 +258,7 @@ def variant(form: int, kind: int, size: int, arch: int) -> dict[str, object]:
         | dict.fromkeys(["lam", "shape", "group_lam", "step"], "fp64")
         | dict.fromkeys(constants, "constexpr"),
         "constexprs": constants,
-        "divisible": ["x_ptr", "out_ptr"],
+        "divisible": ["x_ptr", "out_ptr", *(["size", "inner"] if size % 16 == 0 else [])],  # of filters
         "arch": arch,
         "num_warps": warps,
         "num_stages": 3,
@@ -279,3 +279,6 @@ def variants() -> list[object]:
 def test_compiles_without_spills(form: int, kind: int, size: int, arch: int) -> None:
     (built,) = compile_all([variant(form, kind, size, arch)])
     assert built.local_bytes == 0
+    if size % 16 == 0:
+        assert built.count("LDG.E.128") >= 1
+        assert built.count("STG.E.128") >= 1
