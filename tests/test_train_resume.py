@@ -21,7 +21,14 @@ EPOCHS = ("--set", f"train.epochs={MANY}", "--set", "penalty.lam=0.002")
 
 
 def start(*arguments: object) -> "subprocess.Popen[str]":
-    return subprocess.Popen(command(*arguments), cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True)
+    """With Ctrl-C as in a terminal: tests that run in the background inherit that it is ignored."""
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=Path(__file__).parent,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for_lines(process: "subprocess.Popen[str]", metrics: Path, count: int) -> None:
