@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx, nn
 
-from slimfast.graph.channels import Call, Value
+from slimfast.graph.channels import Call, Cut, Value
 from slimfast.nn import ChannelBias, ChannelPlace, ChannelSelect, ShapeCarrier
 
 
@@ -13,11 +13,15 @@ class Builder:
     """A new graph over the modules of a traced one, which the rules narrow as they go.
 
     Inserted modules are named after the call that asked for them and shared by calls that ask for the same.
+
+    Attributes:
+        cuts: by the name of a narrowed parameter or buffer in the traced network.
     """
 
     def __init__(self, traced: fx.GraphModule) -> None:
         self.root = traced
         self.graph = fx.Graph()
+        self.cuts: dict[str, Cut] = {}
         self._label = ""
         self._like = torch.empty(0)
         self._names = {name for name, _ in traced.named_modules(remove_duplicate=False)}
@@ -32,6 +36,25 @@ class Builder:
     def copy(self, call: Call, inputs: dict[fx.Node, fx.Node]) -> fx.Node:
         """The call as it was, reading other nodes."""
         return self.graph.node_copy(call.node, lambda node: inputs[node])
+
+    def cut(self, call: Call, name: str, index: Tensor) -> None:
+        """Narrows a parameter or buffer of the call's module to old.flatten()[index], and notes it."""
+        module = call.module
+        assert module is not None
+        old = getattr(module, name)
+        new = old.detach().flatten()[index.to(old.device)]
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        setattr(module, name, new)
+        self.cuts[f"{call.node.target}.{name}"] = Cut(index)
+
+    def add(self, call: Call, name: str, amount: Tensor) -> None:
+        """Adds float64 numbers to a parameter or buffer after `cut`, and notes it."""
+        tensor = getattr(call.module, name)
+        with torch.no_grad():
+            tensor.copy_((tensor.double() + amount.to(tensor.device)).to(tensor.dtype))
+        key = f"{call.node.target}.{name}"
+        self.cuts[key] = Cut(self.cuts[key].index, amount)
 
     def place(self, value: Value, channels: Tensor) -> tuple[fx.Node, Tensor]:
         """A node with exactly these channels, and the offsets still to be added to them, float64 [K]."""

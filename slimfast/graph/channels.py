@@ -54,6 +54,29 @@ class Value:
     carrier: bool = False
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Where the numbers of a narrowed parameter or buffer come from.
+
+        new = old.flatten()[index] + added
+
+    Attributes:
+        index: int64, of the new shape: positions in the flattened old tensor.
+        added: of the new shape, what folding constants added; None: nothing.
+    """
+
+    index: Tensor
+    added: Tensor | None = None
+
+    @classmethod
+    def rows(cls, shape: torch.Size, *kept: Tensor) -> Cut:
+        """The cut that keeps, of each leading dimension, where `kept` is true."""
+        index = torch.arange(math.prod(shape)).view(shape)
+        for dim, chosen in enumerate(kept):
+            index = index.index_select(dim, chosen.cpu().nonzero().flatten())
+        return cls(index)
+
+
 @dataclass(eq=False)
 class Call:
     """One node of the traced graph, with what the analysis finds out about its result.
