@@ -19,8 +19,9 @@ _AVG_POOL = f"{_WINDOW} ceil_mode count_include_pad"
 
 # Constructor arguments by type. One that is a buffer of the module is taken from the stored tensors.
 _LAYERS: list[tuple[str, list[type[nn.Module]]]] = [
-    (_CONV, [nn.Conv1d, nn.Conv2d, nn.Conv3d, own.BorderConv2d]),
+    (_CONV, [nn.Conv1d, nn.Conv2d, nn.Conv3d, own.BorderConv1d, own.BorderConv2d, own.BorderConv3d]),
     (_TRANSPOSED, [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]),
+    (_TRANSPOSED, [own.BorderConvTranspose1d, own.BorderConvTranspose2d, own.BorderConvTranspose3d]),
     ("in_features out_features bias", [nn.Linear]),
     (_NORM, [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm]),
     (_NORM, [nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d]),
@@ -49,7 +50,7 @@ _LAYERS: list[tuple[str, list[type[nn.Module]]]] = [
     ("index", [own.ChannelSelect]),
     ("index fill", [own.ChannelPlace]),
     ("bias", [own.ChannelBias]),
-    ("kernel_size stride padding dilation", [own.ShapeCarrier]),
+    ("kernel_size stride padding dilation output_padding", [own.ShapeCarrier]),
 ]
 MODULES: dict[type[nn.Module], tuple[str, ...]] = {
     kind: tuple(arguments.split()) for arguments, kinds in _LAYERS for kind in kinds
