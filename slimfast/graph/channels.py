@@ -102,7 +102,7 @@ class Call:
 
     Attributes:
         varies: whether the result depends on the inputs of the model.
-        siblings: every call of the same module, this one among them.
+        siblings: every call of the same module, this one among them, if it has parameters or buffers.
         wanted: bool [C], the channels whose contents somebody reads; None if nobody reads even the sizes.
         retained: bool [C] of a BatchNorm whose scale is 0 there, but which shall stay.
     """

@@ -66,7 +66,7 @@ def _calls(traced: fx.GraphModule, retained: Mapping[str, Tensor]) -> list[Call]
         varies = node.op == "placeholder" or any(source.varies for source in inputs)
         call = Call(node, modules[called] if called is not None else None, inputs, varies)
         call.retained = retained.get(called) if called is not None else None
-        if call.module is not None:
+        if call.module is not None and (*call.module.parameters(), *call.module.buffers()):
             call.siblings = siblings[id(call.module)]
             call.siblings.append(call)
         found[node] = call
