@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import bottleneck_truth
 import conv_truth
 import group_truth
 import penalty_truth as penalty
@@ -176,6 +177,14 @@ OPS = [
         triton="group_prox",
     ),
     Op("conv", conv_truth.CALLS, conv_truth.conv, Twice(conv_truth.conv), NARROW, triton="conv"),
+    Op(
+        "bottleneck",
+        bottleneck_truth.CALLS,
+        bottleneck_truth.bottleneck,
+        Twice(bottleneck_truth.bottleneck),
+        NARROW,
+        triton="bottleneck",
+    ),
     Op(
         "prox_adamw_",
         prox_adamw_truth.CALLS,

@@ -1,5 +1,6 @@
 """Every op is ``torch.ops.slimfast.<op>``; here are the typed functions with the docstrings."""
 
+from slimfast.ops.bottleneck import bottleneck as bottleneck
 from slimfast.ops.conv import conv as conv
 from slimfast.ops.group_prox import group_prox as group_prox
 from slimfast.ops.penalty_grad import penalty_grad as penalty_grad

@@ -1,0 +1,295 @@
+"""A whole bottleneck block on NHWC images: 1x1, 3x3 and 1x1 convolution; x is read once, y written once.
+
+A program works on tiles of pixels. What the first convolution makes of a tile and the ring of pixels around
+it goes to a scratch area of the program's own, small enough to stay in cache, where the nine taps of the
+second find it; the third reads registers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+PROGRAMS = 528  # at a time, four for each multiprocessor of an H100; each takes every 528th tile
+
+
+@triton.jit
+def bottleneck_kernel(
+    x_ptr,  # [N, H, W, C]
+    w1_ptr,  # [C, K1]
+    b1_ptr,  # [K1], or [H, W, K1] if MAP_1, or None; the others likewise
+    w2_ptr,  # [9, K1, K2]
+    b2_ptr,
+    w3_ptr,  # [K2, O]
+    b3_ptr,
+    scale_ptr,  # [C], or None
+    shift_ptr,
+    residual_ptr,  # [N, H, W, O], or None
+    y_ptr,  # [N, H, W, O]
+    scratch_ptr,  # [programs, BM_1, K1]
+    IMAGES,
+    H,
+    W,
+    C_UNITS,  # C / ALIGN_C
+    O_UNITS,  # O / ALIGN_O
+    K1: tl.constexpr,  # inner channels, powers of two from 16 on
+    K2: tl.constexpr,
+    MAP_1: tl.constexpr,
+    MAP_2: tl.constexpr,
+    MAP_3: tl.constexpr,
+    RELU: tl.constexpr,
+    ALIGN_C: tl.constexpr,  # of the channels of x, and of y: 8 or 1
+    ALIGN_O: tl.constexpr,
+    PRECISION: tl.constexpr,  # of products of float32: "tf32" or "ieee"
+    WIDEN: tl.constexpr,  # multiply in the type of the sums: the interpreter cannot multiply bfloat16
+    ROWS: tl.constexpr,  # pixels of a tile
+    COLS: tl.constexpr,
+    BM_1: tl.constexpr,  # pixels of a tile with its ring, or more
+    BK: tl.constexpr,  # channels of x, and of y, at a time
+    BN: tl.constexpr,
+):
+    C, O = C_UNITS * ALIGN_C, O_UNITS * ALIGN_O  # noqa: E741  so the compiler knows that they are multiples
+    down, right = tl.cdiv(H, ROWS), tl.cdiv(W, COLS)
+    scratch_ptr += tl.program_id(0).to(tl.int64) * (BM_1 * K1)
+    for tile in range(tl.program_id(0), IMAGES * down * right, tl.num_programs(0)):
+        image = tile // (down * right)
+        top, left = tile // right % down * ROWS, tile % right * COLS
+        z = _first(
+            *(x_ptr, w1_ptr, b1_ptr, scale_ptr, shift_ptr, image, top, left, H, W, C),
+            *(K1, MAP_1, PRECISION, WIDEN, COLS, (ROWS + 2) * (COLS + 2), BM_1, BK),
+        )
+        own = tl.arange(0, BM_1)[:, None] * K1 + tl.arange(0, K1)[None, :]
+        tl.store(scratch_ptr + own, z.to(scratch_ptr.dtype.element_ty))
+        tl.debug_barrier()  # other threads read it
+        o_m = tl.arange(0, ROWS * COLS)
+        row, column = o_m // COLS, o_m % COLS
+        m_m = (top + row < H) & (left + column < W)
+        pixel = (top + row) * W + left + column
+        z = _second(scratch_ptr, w2_ptr, row, column, K1, K2, PRECISION, WIDEN, COLS)
+        z = _add_bias(z, b2_ptr, pixel, m_m, tl.arange(0, K2), tl.arange(0, K2) < K2, K2, MAP_2)
+        z = tl.where(z < 0, 0.0, z).to(x_ptr.dtype.element_ty)
+        o_y = (image.to(tl.int64) * H * W + pixel) * O
+        for n in range(0, O, BN):
+            o_n = n + tl.arange(0, BN)
+            m_n = o_n < O
+            m_y = m_m[:, None] & m_n[None, :]
+            b = tl.load(w3_ptr + tl.arange(0, K2)[:, None] * O + o_n[None, :], mask=m_n[None, :], other=0.0)
+            y = _product(z, b, tl.zeros((ROWS * COLS, BN), tl.float32), PRECISION, WIDEN)
+            y = _add_bias(y, b3_ptr, pixel, m_m, o_n, m_n, O, MAP_3)
+            if residual_ptr is not None:
+                y += tl.load(residual_ptr + o_y[:, None] + o_n[None, :], mask=m_y, other=0.0).to(tl.float32)
+            if RELU:
+                y = tl.where(y < 0, 0.0, y)
+            tl.store(y_ptr + o_y[:, None] + o_n[None, :], y.to(y_ptr.dtype.element_ty), mask=m_y)
+        tl.debug_barrier()  # before the next tile overwrites the scratch
+
+
+@triton.jit
+def _first(
+    x_ptr,
+    w_ptr,
+    bias_ptr,
+    scale_ptr,
+    shift_ptr,
+    image,
+    top,
+    left,
+    H,
+    W,
+    C,
+    K: tl.constexpr,
+    IS_MAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+    COLS: tl.constexpr,
+    USED: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """relu(conv1(relu(scale x + shift)) + bias) of a tile and its ring; 0 outside the image."""
+    o_m = tl.arange(0, BM)
+    h, w = top - 1 + o_m // (COLS + 2), left - 1 + o_m % (COLS + 2)
+    inside = (o_m < USED) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+    o_x = (image.to(tl.int64) * H * W + h * W + w) * C
+    o_k = tl.arange(0, K)
+    acc = tl.zeros((BM, K), tl.float32)
+    for k in range(0, C, BK):
+        o_c = k + tl.arange(0, BK)
+        m_c = o_c < C
+        m_a = inside[:, None] & m_c[None, :]
+        a = tl.load(x_ptr + o_x[:, None] + o_c[None, :], mask=m_a, other=0.0)
+        b = tl.load(w_ptr + o_c[:, None] * K + o_k[None, :], mask=m_c[:, None], other=0.0)
+        if scale_ptr is not None:
+            scale = tl.load(scale_ptr + o_c, mask=m_c, other=0.0).to(tl.float32)
+            shift = tl.load(shift_ptr + o_c, mask=m_c, other=0.0).to(tl.float32)
+            z = a.to(tl.float32) * scale[None, :] + shift[None, :]
+            a = tl.where(z < 0, 0.0, z).to(a.dtype)
+        acc = _product(a, b, acc, PRECISION, WIDEN)
+    acc = _add_bias(acc, bias_ptr, h * W + w, inside, o_k, o_k < K, K, IS_MAP)
+    acc = tl.where(acc < 0, 0.0, acc)
+    return tl.where(inside[:, None], acc, 0.0)  # the padding of the second convolution
+
+
+@triton.jit
+def _second(
+    scratch_ptr,
+    w_ptr,
+    row,
+    column,
+    K1: tl.constexpr,
+    K2: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    o_1, o_2 = tl.arange(0, K1), tl.arange(0, K2)
+    acc = tl.zeros((row.shape[0], K2), tl.float32)
+    for tap in range(9):
+        o_m = (row + tap // 3) * (COLS + 2) + column + tap % 3
+        a = tl.load(scratch_ptr + o_m[:, None] * K1 + o_1[None, :])
+        b = tl.load(w_ptr + (tap * K1 + o_1)[:, None] * K2 + o_2[None, :])
+        acc = _product(a, b, acc, PRECISION, WIDEN)
+    return acc
+
+
+@triton.jit
+def _product(a, b, acc, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    if WIDEN:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def _add_bias(acc, bias_ptr, pixel, m_m, o_n, m_n, N, IS_MAP: tl.constexpr):
+    if bias_ptr is not None:
+        if IS_MAP:
+            where = pixel[:, None].to(tl.int64) * N + o_n[None, :]
+            acc += tl.load(bias_ptr + where, mask=m_m[:, None] & m_n[None, :], other=0.0).to(tl.float32)
+        else:
+            acc += tl.load(bias_ptr + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+    return acc
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How the images are cut: pixels of a tile, channels at a time."""
+
+    ROWS: int
+    COLS: int
+    BM_1: int
+    BK: int
+    BN: int
+    num_warps: int
+    num_stages: int = 2
+
+
+def widest(dtype: torch.dtype) -> int:
+    """Inner channels that registers hold."""
+    return 64 if dtype == torch.float32 else 128
+
+
+def width(channels: int) -> int:
+    """The inner channels that the kernel computes for so many: a power of two, 16 at least."""
+    return max(16, triton.next_power_of_2(channels))
+
+
+def tiles(images: int, rows: int, columns: int, inner: int, dtype: torch.dtype) -> Tiles:
+    """The cut for images of this size and `inner` channels, the larger of the two widths.
+
+    Small tiles where large ones would leave multiprocessors idle. The limits are those at which no
+    configuration spills registers on sm_80, sm_90 or sm_100.
+    """
+    large = images * triton.cdiv(rows, 8) * triton.cdiv(columns, 8) >= 132
+    channels = (32 if inner <= 32 else 16) if dtype == torch.float32 else (64 if inner <= 64 else 32)
+    if large:
+        return Tiles(8, 8, 128, channels, channels, num_warps=8)
+    return Tiles(4, 8, 64, channels, channels, num_warps=4 if inner == 16 else 8)
+
+
+def launch(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    w3: Tensor,
+    b3: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    """The op ``bottleneck``."""
+    images, channels, *size = x.shape
+    outputs, k1, k2 = len(w3), width(len(w1)), width(len(w2))
+    shape = (images, outputs, *size)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    if not y.numel():
+        return y
+    cut = tiles(images, *size, max(k1, k2), x.dtype)
+    programs = min(PROGRAMS, images * triton.cdiv(size[0], cut.ROWS) * triton.cdiv(size[1], cut.COLS))
+    scratch = torch.empty(programs, cut.BM_1, k1, dtype=x.dtype, device=x.device)
+    biases = [_wide(b1, k1), _wide(b2, k2), _nhwc(b3)]
+    with torch.cuda.device_of(x):
+        bottleneck_kernel[(programs,)](
+            _nhwc(x),
+            _packed(w1, channels, k1),
+            biases[0],
+            _packed(w2, k1, k2),
+            biases[1],
+            _packed(w3, k2, outputs),
+            biases[2],
+            _nhwc(scale),
+            _nhwc(shift),
+            _nhwc(residual),
+            y,
+            scratch,
+            images,
+            *size,
+            channels // _alignment(channels),
+            outputs // _alignment(outputs),
+            K1=k1,
+            K2=k2,
+            MAP_1=b1 is not None and b1.dim() == 4,
+            MAP_2=b2 is not None and b2.dim() == 4,
+            MAP_3=b3 is not None and b3.dim() == 4,
+            RELU=relu,
+            ALIGN_C=_alignment(channels),
+            ALIGN_O=_alignment(outputs),
+            PRECISION="tf32" if x.is_cuda and torch.backends.cudnn.allow_tf32 else "ieee",
+            WIDEN=not x.is_cuda,
+            **vars(cut),
+        )
+    return y
+
+
+def _alignment(channels: int) -> int:
+    return 8 if channels % 8 == 0 else 1
+
+
+def _packed(weight: Tensor, inputs: int, outputs: int) -> Tensor:
+    """[taps, inputs, outputs] of [O, I, rows, columns], widened with zeros; free if it is so already."""
+    missing = (0, 0, 0, 0, 0, inputs - weight.shape[1], 0, outputs - len(weight))
+    if any(missing):
+        weight = torch.nn.functional.pad(weight, missing)
+    return weight.permute(2, 3, 1, 0).contiguous()
+
+
+def _wide(bias: Tensor | None, count: int) -> Tensor | None:
+    """A bias of `count` channels, in the kernel's order."""
+    if bias is None:
+        return None
+    dim = 1 if bias.dim() == 4 else 0
+    missing = count - bias.shape[dim]
+    if missing:
+        bias = torch.nn.functional.pad(bias, (*[0] * (2 * (bias.dim() - 1 - dim)), 0, missing))
+    return _nhwc(bias)
+
+
+def _nhwc(x: Tensor | None) -> Tensor | None:
+    """Dense in the kernel's order; without a copy if it is so already."""
+    if x is None or x.dim() < 4:
+        return x if x is None else x.contiguous()
+    return x.contiguous(memory_format=torch.channels_last)
