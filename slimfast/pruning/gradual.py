@@ -94,5 +94,7 @@ def _scales(model: nn.Module, example_inputs: object, keep: Sequence[str]) -> in
 
 def _of_what_is_left(left: int, total: int, ratio: float) -> float | None:
     """The ratio of the scales that are left at which floor(ratio * total) of all are gone or zero."""
+    if left == total:
+        return ratio
     count = share_of(ratio, total) - (total - left)
     return (count + 0.5) / left if count > 0 else None  # half a scale more: rounded down, it is exact

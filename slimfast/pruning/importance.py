@@ -136,7 +136,8 @@ def taylor(model: nn.Module, data: Batches, loss: Loss) -> Importance:
 
     Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, equation 8.
     """
-    sums, batches = {}, 0
+    sums: dict[str, Tensor] = {}
+    batches = 0
     for gradients in _gate_gradients("taylor", model, data, loss):
         batches += 1
         for name, gradient in gradients.items():
@@ -161,7 +162,8 @@ def fisher(model: nn.Module, data: Batches, loss: Loss) -> Importance:
     Source: Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018, section 3;
     Liu et al., "Group Fisher Pruning for Practical Network Compression", ICML 2021, section 3.2.
     """
-    sums, samples = {}, {}
+    sums: dict[str, Tensor] = {}
+    samples: dict[str, int] = {}
     for gradients in _gate_gradients("fisher", model, data, loss):
         for name, gradient in gradients.items():
             count = len(gradient)  # a mean over the batch holds each sample's loss this many times too small
@@ -281,7 +283,8 @@ def _gate_gradients(
 
     Each is gamma dL/dgamma, split up by samples.
     """
-    own, gates = copy.deepcopy(model).requires_grad_(False), {}
+    own = copy.deepcopy(model).requires_grad_(False)
+    gates: dict[str, Tensor] = {}
     for name, module in _norms_of(own, criterion).items():
         module.register_forward_hook(_Gate(name, gates), prepend=True)
     batches = 0
