@@ -35,6 +35,35 @@ def chain() -> nn.Module:
     return randomise(nn.Sequential(*layers, nn.Tanh(), nn.Flatten(), nn.Linear(48, 2)), dead=0.0)
 
 
+class Twice(nn.Module):
+    """A BatchNorm that is called twice, and has a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.last = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Linear(3, 2)
+        self.bn.register_forward_hook(lambda module, inputs, y: 2 * y + module.bias.view(1, -1, 1, 1) + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.bn(F.silu(self.bn(self.conv(x)))).mean((2, 3)))
+
+
+class Unread(Twice):
+    """With a BatchNorm whose output nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unread = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.unread(self.conv(x))
+        return super().forward(x)
+
+
+def twice(kind: type[nn.Module] = Twice) -> nn.Module:
+    torch.manual_seed(0)
+    return randomise(kind(), dead=0.0)
+
+
 def norms(model: nn.Module) -> dict[str, Any]:
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)}
 
@@ -50,7 +79,7 @@ def assert_scores(got: dict[str, Tensor], expected: dict[str, list[float]], rtol
         torch.testing.assert_close(got[name], expected_numbers, rtol=rtol, atol=0)
 
 
-@pytest.mark.parametrize("build", [zoo, chain])
+@pytest.mark.parametrize("build", [zoo, chain, twice])
 def test_coupling_is_what_disturbing_one_channel_shows(build: Callable[[], nn.Module]) -> None:
     model = build().eval()
     writers, readers = coupled(model, X)
@@ -66,10 +95,53 @@ def test_coupling_is_what_disturbing_one_channel_shows(build: Callable[[], nn.Mo
         assert read == {layer: pairs for layer, pairs in readers[name].items() if pairs}, name
 
 
-@pytest.mark.parametrize("p", [1, 2, 3.5])
-def test_norms(p: float) -> None:
+class Through(nn.Module):
+    """An operation between a BatchNorm and a layer that sees each of its results alone."""
+
+    def __init__(self, operation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.bn, self.operation = nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4), operation
+        self.last = nn.Linear(operation(torch.zeros(16, 4, 8, 8)).flatten(1).shape[1], 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.operation(self.bn(self.conv(x))).flatten(1))
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: torch.cat([x[:, 2:], x, x.new_ones(16, 1, 8, 8)], 1),
+        lambda x: torch.stack([x, -x], 1).reshape(16, 8, 8, 8),
+        lambda x: torch.stack(x.unbind(1)[::-1], 1),
+        lambda x: x.view(16, 2, 2, 8, 8).transpose(1, 2).reshape(16, 4, 8, 8),
+        lambda x: x.unflatten(1, (2, 2)).swapaxes(1, 2).flatten(1, 2),
+        lambda x: x.permute(0, 2, 3, 1).movedim(1, 2) * 2,
+        lambda x: x.split([1, 3], 1)[0] * x.chunk(2, dim=1)[1],
+        lambda x: torch.tensor_split(x, 3, 1)[0] + x.narrow(1, 2, 2),
+        lambda x: x.select(1, 2).unsqueeze(1).repeat(1, 3, 1, 1),
+        lambda x: x.flip(1).roll(1, 1),
+        lambda x: torch.index_select(x, 1, torch.tensor([3, 0])),
+        lambda x: F.channel_shuffle(F.pixel_unshuffle(x, 2), 4),
+        lambda x: F.pixel_shuffle(x, 2).amax((2, 3), keepdim=True).squeeze(3).squeeze(2),
+        lambda x: F.pad(x, (1, 1, 0, 0, 1, 2)),
+        lambda x: F.pad(x, (1, 1, 0, 0), value=7.0),
+        lambda x: F.pad(x, (1, 1, 0, 0), "constant", 7.0),
+        lambda x: x * torch.sigmoid(x.mean((2, 3)))[:, :, None, None],
+    ],
+)
+def test_coupling_through_operations(operation: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model = randomise(Through(operation), dead=0.0).eval()
+    [link, *more] = couple(model, X).readers["bn"]
+    assert {
+        (c, i) for _, channels in (link, *more) for i, c in enumerate(channels.tolist()) if c >= 0
+    } == coupled(model, X)[1]["bn"]["last"]
+
+
+@pytest.mark.parametrize(("build", "p"), [(zoo, 1), (zoo, 2), (zoo, 3.5), (twice, 2)])
+def test_norms(build: Callable[[], nn.Module], p: float) -> None:
     """Of all weights that get a gradient from the outputs, or read the inputs, that go with a channel."""
-    model = zoo().eval()
+    model = build().eval()
     writers, readers = coupled(model, X)
     of_filters: dict[str, list[float]] = {}
     of_groups: dict[str, list[float]] = {}
@@ -136,21 +208,7 @@ def slope(model: nn.Module, name: str, channel: int, x: Tensor, y: Tensor) -> fl
     return result
 
 
-class Twice(nn.Module):
-    """A BatchNorm that is called twice, and one whose output nobody reads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.bn, self.last = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Linear(3, 2)
-        self.unread = nn.BatchNorm2d(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        self.unread(x)
-        return self.last(self.bn(F.silu(self.bn(x))).mean((2, 3)))
-
-
-@pytest.mark.parametrize("build", [zoo, lambda: randomise(Twice(), dead=0.0)])
+@pytest.mark.parametrize("build", [zoo, twice, lambda: twice(Unread)])
 def test_taylor_and_fisher_are_finite_differences(build: Callable[[], nn.Module]) -> None:
     model = build()
     data = batches((3, 2), model)
@@ -213,6 +271,8 @@ def test_synflow_is_conserved() -> None:
     torch.manual_seed(0)
     model = models.vgg19(10)
     x = torch.randn(1, 3, 32, 32)
+    for norm in norms(model).values():
+        nn.init.uniform_(norm.bias)
     for network in (model, slimfast.prune(model, x, importance=pruning.random(0), ratio=0.5).model):
         sums = [float(score.sum()) for score in scores(pruning.synflow(network, x), network).values()]
         assert len(sums) == 16

@@ -58,15 +58,15 @@ def sizes(result: pruning.PruneResult) -> dict[str, float]:
 
 @pytest.mark.parametrize("target", ["macs", "params"])
 @pytest.mark.parametrize(
-    "limits", [{}, {"min_channels": 3}, {"round_to": 2}, {"keep": ("bn2",)}, {"max_ratio": 0.7}], ids=str
+    "limits", [{}, {"min_channels": 3}, {"round_to": 4}, {"keep": ("bn2",)}, {"max_ratio": 0.7}], ids=str
 )
 def test_as_few_zeros_as_reach_the_target(target: str, limits: dict[str, Any]) -> None:
     """Against every number of zeros there is, tried one after the other through `ratio`."""
-    model = net()
+    model = net(dead=0.3)
     total = sum(m.num_features for name, m in norms(model).items() if name not in limits.get("keep", ()))
     every = [slimfast.prune(model, X, ratio=(n + 0.5) / total, **limits) for n in range(total)]
     left = [sizes(result)[target] for result in every]
-    for bound in (1.0, 0.9, 0.7, 0.5, left[total // 2]):
+    for bound in (1.0, 0.5, *left[::6]):
         first = next((n for n in range(total) if left[n] <= bound), None)
         if first is None:
             with pytest.raises(
@@ -77,12 +77,12 @@ def test_as_few_zeros_as_reach_the_target(target: str, limits: dict[str, Any]) -
         result = slimfast.prune(model, X, **{target: bound}, **limits)
         assert result.report.to_dict() == every[first].report.to_dict()
         assert_equal_outputs(every[first].model, result.model, X)
-    assert zeros(model) == zeros(net())
+    assert zeros(model) == zeros(net(dead=0.3))
 
 
 def test_a_target_counts_what_count_counts() -> None:
     torch.manual_seed(0)
-    model, x = models.resnet18(num_classes=10), torch.randn(1, 3, 32, 32)
+    model, x = models.densenet40(num_classes=10), torch.randn(1, 3, 16, 16)
     for module in norms(model).values():
         nn.init.uniform_(module.weight)
     dense = pruning.count(model, x)
@@ -152,9 +152,10 @@ def test_latency_by_the_real_clock() -> None:
     """Half the time is meant; nine tenths allow for a busy machine."""
     torch.manual_seed(0)
     model, x = chain(64), torch.randn(4, 3, 24, 24)
-    result = slimfast.prune(model, x, latency=0.5)
+    result = slimfast.prune(model.train(), x, latency=0.5)
     assert targets._relative_latency(slimfast.prune(model, x).model, result.model, (x,)) < 0.9
-    assert not result.model.training
+    assert result.model.training
+    assert all(m.num_batches_tracked == 0 for m in norms(result.model).values())  # timed in eval mode
     assert sizes(result)["macs"] > 0.01
 
 

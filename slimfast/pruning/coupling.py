@@ -1,11 +1,11 @@
 """Finds which filters write into a BatchNorm's channels, and which input slices of later layers read them."""
 
 import math
-import operator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -168,7 +168,7 @@ class _Follower(fx.Interpreter):
                 continue
             if channels.shape == result.shape:
                 trails.append(_Trail(layer, channels))
-            elif channels.shape[1] == result.shape[1]:
+            elif channels.shape[1] in (1, result.shape[1]):
                 trails += [_Trail(layer, _spread(numbers, result, 1)) for numbers in _along(channels, 1)]
         return trails
 
@@ -182,6 +182,8 @@ class _Follower(fx.Interpreter):
                 args, kwargs = map_arg((node.args, node.kwargs), seen.__getitem__)
                 if isinstance(module, ChannelPlace):
                     moved = ChannelPlace(module.index, torch.zeros_like(module.fill))(*args)
+                elif node.target is F.pad:
+                    moved = F.pad(*args[:3], **{k: v for k, v in kwargs.items() if k != "value"})
                 else:
                     moved = getattr(self, node.op)(node.target, args, kwargs)
                 trails.append(_Trail(layer, moved))
@@ -211,7 +213,10 @@ def _along(channels: Tensor, dim: int) -> list[Tensor]:
 
 
 def _nothing(value: Any) -> Any:
-    return torch.zeros_like(value, dtype=torch.float64) if isinstance(value, Tensor) else value
+    """No numbers of channels, in the size of a tensor; what may be an index or a size stays."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return torch.zeros_like(value, dtype=torch.float64)
+    return value
 
 
 def _name(node: fx.Node, module: nn.Module | None) -> str:
@@ -227,12 +232,7 @@ def _mixes(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def _moves(node: fx.Node, module: nn.Module | None) -> bool:
-    if node.target is operator.getitem:
-        return True
-    name = _name(node, module)
-    if name == "pad" and (node.kwargs.get("value") or node.args[3:4] not in ((), (None,), (0,))):
-        return False  # pads with numbers that would be taken for channels
-    return name in _MOVES
+    return _name(node, module) in _MOVES
 
 
 def _add(links: list[Link], link: Link) -> None:
