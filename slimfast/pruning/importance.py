@@ -246,7 +246,7 @@ def _power(rows: Tensor, p: float) -> Tensor:
 
 def _distances(rows: Tensor) -> Tensor:
     """Of each row, the sum of its distances to the others."""
-    return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+    return torch.cdist(rows, rows).sum(1)
 
 
 def _numbers(tensor: Tensor) -> Tensor:
@@ -255,11 +255,12 @@ def _numbers(tensor: Tensor) -> Tensor:
 
 def _of_writers(coupling: Coupling, score: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """For each BatchNorm with filters in front, the sum over its writers of their filters' scores."""
+    layers = {layer for links in coupling.writers.values() for layer, _ in links}
+    scores = {layer: score(filters(coupling.traced.get_submodule(layer))) for layer in layers}
     found: dict[str, Tensor] = {}
     for name, links in coupling.writers.items():
         for layer, channels in links:
-            scores = score(filters(coupling.traced.get_submodule(layer)))
-            mine = torch.where(channels >= 0, scores[channels.clamp(min=0)], 0.0)
+            mine = torch.where(channels >= 0, scores[layer][channels.clamp(min=0)], 0.0)
             found[name] = found.get(name, 0) + mine
     return found
 
