@@ -235,6 +235,17 @@ def test_threshold(network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert report["channels_after"] == 2  # min_channels leaves each layer one
 
 
+@pytest.mark.parametrize("target", ["macs", "params", "latency"])
+def test_targets(target: str, network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ("--out", tmp_path / "pruned.safetensors", "--input", "1x3x16x16")
+    said = fails(capsys, 1, "prune", network, *out, f"--{target}", 0.0001)
+    assert said.startswith(f"slimfast: prune({target}=0.0001): out of reach, ")
+    if target != "latency":  # which is noise here: the network takes microseconds
+        report = answers(capsys, "prune", network, *out, f"--{target}", 0.5)
+        assert report[f"{target}_after"] <= 0.5 * report[f"{target}_before"]
+        assert 2 < report["channels_after"] < 15
+
+
 def test_the_input_is_guessed_and_said(
     network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,6 +287,9 @@ def test_report_again(finished: tuple[Path, Any, str], capsys: pytest.CaptureFix
         (["prune", "x", "--out", "y", "--ratio", "nan"], "'nan': a number with 0 <= ratio < 1 is accepted"),
         (["prune", "x", "--out", "y", "--threshold", "-1"], "'-1': a number of at least 0 is accepted"),
         (["prune", "x", "--out", "y", "--ratio", ".5", "--threshold", "1"], "not allowed with"),
+        (["prune", "x", "--out", "y", "--macs", "0"], "'0': a number with 0 < share <= 1 is accepted"),
+        (["prune", "x", "--out", "y", "--latency", "1.1"], "'1.1': a number with 0 < share <= 1 is accepted"),
+        (["prune", "x", "--out", "y", "--params", ".5", "--macs", "1"], "not allowed with"),
         (["bench", "x", "--batch", "0"], "'0': an integer of at least 1 is accepted"),
         (["bench", "x", "--input", "3x32x32"], "four sizes as in 1x3x32x32"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),

@@ -111,7 +111,7 @@ def test_lossy_pruning_is_setting_zeros(ratio: float, min_channels: int, round_t
         ({"ratio": 1.0}, "ratio"),
         ({"ratio": float("nan")}, "ratio"),
         ({"threshold": -1.0}, "threshold must be .* got -1.0"),
-        ({"ratio": 0.5, "threshold": 0.1}, "ratio or threshold, not both"),
+        ({"ratio": 0.5, "threshold": 0.1}, "only one of ratio, threshold, .*; got ratio=0.5, threshold=0.1"),
         ({"min_channels": -1}, "min_channels must be .* got -1"),
         ({"round_to": 0}, "round_to must be .* got 0"),
         ({"keep": ("layer9.*",)}, "'layer9.*' matches no module"),

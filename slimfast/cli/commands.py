@@ -41,9 +41,8 @@ def _finetune(given: Namespace) -> None:
 
 def _prune(given: Namespace) -> None:
     model = _network(given.file)
-    result = slimfast.prune(
-        model, example_input(model, given.file, given.input), ratio=given.ratio, threshold=given.threshold
-    )
+    criteria = {name: getattr(given, name) for name in ("ratio", "threshold", "macs", "params", "latency")}
+    result = slimfast.prune(model, example_input(model, given.file, given.input), **criteria)
     slimfast.save(result.model, given.out)
     answer = {"out": str(given.out), **result.report.to_dict()}
     _print(given, answer, lambda: print(f"{result.report}\n{given.out}"))

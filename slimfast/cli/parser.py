@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -86,6 +87,13 @@ def _add_prune(commands: "argparse._SubParsersAction[_Parser]") -> None:
     criterion.add_argument(
         "--threshold", type=_threshold, metavar="T", help="scales with |gamma| <= T go too"
     )
+    for name, what in (
+        ("macs", "multiply-accumulates"),
+        ("params", "parameters"),
+        ("latency", "time of a call"),
+    ):
+        says = f"scales go until at most this share of the {what} is left, 0 < S <= 1"
+        criterion.add_argument(f"--{name}", type=_share, metavar="S", help=says)
 
 
 def _add_deploy(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -151,18 +159,22 @@ def _count(text: str) -> int:
 
 
 def _ratio(text: str) -> float:
-    return _number(text, 1.0, "a number with 0 <= ratio < 1")
+    return _number(text, lambda value: 0 <= value < 1, "a number with 0 <= ratio < 1")
 
 
 def _threshold(text: str) -> float:
-    return _number(text, math.inf, "a number of at least 0")
+    return _number(text, lambda value: 0 <= value < math.inf, "a number of at least 0")
 
 
-def _number(text: str, below: float, accepted: str) -> float:
+def _share(text: str) -> float:
+    return _number(text, lambda value: 0 < value <= 1, "a number with 0 < share <= 1")
+
+
+def _number(text: str, fits: Callable[[float], bool], accepted: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value < below:
+    if not fits(value):
         raise argparse.ArgumentTypeError(f"{text!r}: {accepted} is accepted")
     return value

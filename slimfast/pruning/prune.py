@@ -9,8 +9,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slimfast.graph import record_shapes, shrink, trace
+from slimfast.pruning.importance import Importance, magnitude
 from slimfast.pruning.report import PruneReport, Snapshot, compare
-from slimfast.pruning.zeros import Importance, Policy, choose, magnitude
+from slimfast.pruning.targets import meet
+from slimfast.pruning.zeros import Policy, choose
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,19 @@ def prune(
     *,
     ratio: float | None = None,
     threshold: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    latency: float | None = None,
     importance: Importance | None = None,
     min_channels: int = 1,
+    max_ratio: float = 1.0,
     round_to: int = 1,
     keep: Sequence[str] = (),
 ) -> PruneResult:
     """Removes channels whose BatchNorm scale is zero, and all that follows, without changing the outputs.
 
-    With `ratio` or `threshold` further scales are set to zero first: the only step that changes anything.
+    With one of `ratio`, `threshold`, `macs`, `params` and `latency` further scales are set to zero first: the
+    only step that changes anything.
     What the constants beta of removed channels contribute is folded into biases, running means and border
     terms. Eval outputs equal, to rounding, those of the model with the zeros set, at any batch and image
     size; in train mode too where only zero scales were removed and no dropout sees a constant.
@@ -49,45 +56,59 @@ def prune(
         example_inputs: a tensor, or a tuple of the arguments of forward.
         ratio: in [0, 1): of the N scales of all affine BatchNorms outside `keep`, the floor(ratio * N) of
             least importance end zero; existing zeros count first, ties go by module order, then index.
-        threshold: at least 0, without `ratio`: scales of importance <= threshold become zero.
-        importance: (module name, BatchNorm) -> tensor [C]; |gamma| by default.
+        threshold: at least 0: scales of importance <= threshold become zero.
+        macs, params: in (0, 1]: the fewest scales, of least importance, become zero that leave at most this
+            share of the model's multiply-accumulates or parameters.
+        latency: likewise, of the time of one eager call in eval mode on the example inputs, where they are;
+            as exact as timing is.
+        importance: (module name, BatchNorm) -> tensor [C]; |gamma| by default, others in
+            `slimfast.pruning`.
         min_channels: so many non-zero scales are left to each layer; it limits new zeros only.
+        max_ratio: in [0, 1], at most this share of each layer's scales ends zero; it limits new zeros only.
         round_to: widths are rounded up to a multiple by the best candidates, then by dead channels.
         keep: patterns (fnmatch) for names of BatchNorms that lose no channel for its scale.
 
     Raises:
-        ValueError: an argument is out of range, or there is no BatchNorm to choose from.
+        ValueError: an argument is out of range, a target out of reach, or there is no BatchNorm to choose
+            from.
         TypeError: `keep` is a string.
         GraphError: the model cannot be traced, or fails on the example inputs.
 
     Source: choice of zeros: Liu et al., "Learning Efficient Convolutional Networks ...", ICCV 2017.
     """
-    policy = Policy(ratio, threshold, importance or magnitude, min_channels, round_to)
+    chosen = importance or magnitude
+    policy = Policy(ratio, threshold, macs, params, latency, chosen, min_channels, max_ratio, round_to)
     traced = trace(model, example_inputs)
     before = Snapshot.of(traced)
-    pruned = shrink(traced, _set_zeros(model, traced, policy, keep)).model
+    pruned = shrink(traced, _set_zeros(model, traced, example_inputs, policy, keep)).model
     record_shapes(pruned, example_inputs)
     return PruneResult(pruned, compare(before, Snapshot.of(pruned)))
 
 
-def _set_zeros(
-    model: nn.Module, traced: fx.GraphModule, policy: Policy, keep: Sequence[str]
-) -> dict[str, Tensor]:
-    """Sets the chosen scales of the traced copy to zero; returns which zero ones stay: name to bool [C]."""
+def choosable(model: nn.Module, traced: fx.GraphModule, keep: Sequence[str]) -> dict[str, _BatchNorm]:
+    """The affine BatchNorms of the traced model outside `keep`, by name, in the model's own order."""
     norms = _norms(model, traced)
     kept = _matching(keep, norms, traced)
-    free = {name: module for name, module in norms.items() if name not in kept}
-    if policy.chooses and not free:
-        given = f"ratio={policy.ratio}" if policy.ratio is not None else f"threshold={policy.threshold}"
+    return {name: module for name, module in norms.items() if name not in kept}
+
+
+def _set_zeros(
+    model: nn.Module, traced: fx.GraphModule, example_inputs: object, policy: Policy, keep: Sequence[str]
+) -> dict[str, Tensor]:
+    """Sets the chosen scales of the traced copy to zero; returns which zero ones stay: name to bool [C]."""
+    free = choosable(model, traced, keep)
+    if policy.criterion and not free:
         raise ValueError(
-            f"prune({given}): {type(model).__name__} has no affine BatchNorm to choose scales from"
+            f"prune({policy.criterion}): {type(model).__name__} has no affine BatchNorm to choose scales from"
         )
-    choice = choose(free, policy)
-    with torch.no_grad():
-        for name, zeros in choice.zeros.items():
-            free[name].weight[zeros.to(free[name].weight.device)] = 0
-    everything = {name: torch.ones(norms[name].num_features, dtype=torch.bool) for name in kept}
-    return choice.retained | everything
+    kept = {
+        name: torch.ones(module.num_features, dtype=torch.bool)
+        for name, module in _norms(model, traced).items()
+        if name not in free
+    }
+    choice = meet(traced, example_inputs, free, kept, policy) if policy.target else choose(free, policy)
+    choice.apply_(free)
+    return choice.retained | kept
 
 
 def _norms(model: nn.Module, traced: fx.GraphModule) -> dict[str, _BatchNorm]:
