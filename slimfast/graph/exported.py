@@ -1,0 +1,231 @@
+"""Graphs of models whose Python code torch.fx cannot follow, by torch.export."""
+
+import contextlib
+import inspect
+import io
+import logging
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import HigherOrderOperator
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from slimfast.graph import aten
+from slimfast.graph.errors import Refusal, place_in
+from slimfast.graph.layers import layer_for
+from slimfast.graph.leaves import leaf_calls, watching
+from slimfast.graph.limits import Limits, limits
+from slimfast.graph.modes import evaluating
+from slimfast.graph.writes import make_writes_plain
+
+_TENSORS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+def exported(model: nn.Module, arguments: Sequence[Any]) -> fx.Graph:
+    """A graph over the modules of `model`, for any batch size, of what it does with such arguments.
+
+    Python code is followed as in eval mode and for the sizes of the arguments. Where its own code asks about a
+    size, a `SizeCheck` at the input refuses sizes for which the answer may be another one. Arguments that are
+    not tensors are fixed. Calls of torch.nn's layers are calls of the model's modules, other operations are
+    functions of torch, or of ATen where there is none.
+
+    Args:
+        model: a copy that may be changed: layers of user's classes that only hold a convolution's, a linear
+            layer's or a BatchNorm's tensors become those of torch.nn, checks and constants are added.
+
+    Raises:
+        Exception: whatever torch.export raises, or the user's code.
+        Refusal: the batch size is not free, or an operation cannot be expressed.
+
+    Source: torch.export, https://docs.pytorch.org/docs/stable/export.html.
+    """
+    examples = _examples(arguments)
+    with evaluating(model), torch.no_grad(), watching(model) as others, _quietly():
+        program = torch.export.export(model, examples, dynamic_shapes=_dynamic(model, examples))
+    own, inputs = _sorted_inputs(program, model)
+    tensors = dict(zip(inputs, pytree.tree_leaves(examples), strict=True))
+    allowed = limits({node: x for node, x in tensors.items() if isinstance(x, Tensor)})
+    trials = [examples, _of_one_sample(examples, inputs, allowed)]
+    expected = [_outcome(model, model, trial) for trial in trials]
+    make_writes_plain(program.graph, own.keys())
+    graph = _Writer(model, program, own, others).write(examples, allowed)
+    for trial, outcome in zip(trials, expected, strict=True):
+        _compare(outcome, _outcome(model, fx.Interpreter(model, graph=graph).run, trial))
+    return graph
+
+
+def _examples(arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """Copies, no two of which are the same tensor, and at least two samples: export takes 1 for a constant."""
+
+    def copied(x: Tensor) -> Tensor:
+        return torch.cat([x, x]) if x.dim() > 1 and len(x) == 1 else x.clone()
+
+    with torch.no_grad():
+        return tuple(pytree.tree_map_only(Tensor, copied, tuple(arguments)))
+
+
+def _dynamic(model: nn.Module, examples: tuple[Any, ...]) -> dict[str, Any]:
+    """Every size of every tensor may vary, as far as the model allows."""
+    bound = inspect.signature(model.forward).bind(*examples).arguments
+    return pytree.tree_map(  # type: ignore[no-any-return]
+        lambda x: {dim: Dim.AUTO for dim in range(x.dim())} if isinstance(x, Tensor) else None, dict(bound)
+    )
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the graphs and advice that torch.export prints when it fails; its exception says enough."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.disabled = was_disabled
+
+
+def _sorted_inputs(program: ExportedProgram, model: nn.Module) -> tuple[dict[fx.Node, str], list[fx.Node]]:
+    """Placeholders that are tensors of the model, with their names there, and those that are arguments."""
+    own: dict[fx.Node, str] = {}
+    arguments = []
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
+        if spec.kind == InputKind.USER_INPUT:
+            arguments.append(node)
+        elif spec.kind in _TENSORS and spec.target is not None:
+            own[node] = _found(spec.target, model, program)
+        else:
+            raise Refusal(f"it uses an object of its own ({spec.target})")
+    return own, arguments
+
+
+def _found(name: str, model: nn.Module, program: ExportedProgram) -> str:
+    """Name of a tensor of the model; one that only the exported program has is added."""
+    with contextlib.suppress(AttributeError):
+        if isinstance(operator.attrgetter(name)(model), Tensor):
+            return name
+    name = _free_name(model, name.replace(".", "_"))
+    model.register_buffer(name, program.constants[name].clone(), persistent=False)
+    return name
+
+
+def _free_name(model: nn.Module, name: str) -> str:
+    while hasattr(model, name):
+        name += "_"
+    return name
+
+
+def _of_one_sample(examples: tuple[Any, ...], inputs: list[fx.Node], allowed: Limits) -> tuple[Any, ...]:
+    leaves, spec = pytree.tree_flatten(examples)
+    first = [x[:1] if node in allowed.batched else x for node, x in zip(inputs, leaves, strict=True)]
+    return pytree.tree_unflatten(first, spec)  # type: ignore[no-any-return]
+
+
+def _outcome(model: nn.Module, run: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any] | None:
+    """The results of a forward call in eval mode, with the same random numbers each time; None: it fails."""
+    tensors = [x for x in (*pytree.tree_leaves(arguments), *model.parameters()) if isinstance(x, Tensor)]
+    devices = {x.device for x in tensors if x.is_cuda}
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(list(devices)):
+        torch.manual_seed(0)
+        try:
+            return pytree.tree_leaves(run(*pytree.tree_map_only(Tensor, Tensor.clone, arguments)))
+        except Exception:  # the model may need more than one sample; what it cannot do need not be compared
+            return None
+
+
+def _compare(expected: list[Any] | None, got: list[Any] | None) -> None:
+    """Refusal where the graph does something else than the model, say because that asks for a batch of one."""
+    if expected is None:
+        return
+    if got is None or len(got) != len(expected) or not all(map(_are_close, expected, got)):
+        raise Refusal("the exported graph does not do what the model does with every batch size")
+
+
+def _are_close(expected: Any, got: Any) -> bool:
+    if not isinstance(expected, Tensor):
+        return bool(expected == got)
+    if expected.shape != got.shape or expected.dtype != got.dtype:
+        return False
+    size = float(expected.abs().max()) if expected.numel() and expected.is_floating_point() else 1.0
+    return torch.allclose(expected, got, rtol=1e-3, atol=1e-3 * size, equal_nan=True)
+
+
+class _Writer:
+    """Writes an exported graph anew, over the modules of the model."""
+
+    def __init__(
+        self, model: nn.Module, program: ExportedProgram, own: dict[fx.Node, str], others: set[str]
+    ) -> None:
+        self._model, self._program, self._own = model, program, own
+        self._graph = fx.Graph()
+        self._known: dict[fx.Node, Any] = {}
+        calls = leaf_calls(program.graph, model, set(own), others)
+        self._calls = {node: call for call in calls for node in call.nodes}
+
+    def write(self, examples: tuple[Any, ...], allowed: Limits) -> fx.Graph:
+        self._write_inputs(examples, allowed)
+        for node in self._program.graph.nodes:
+            if node.op == "call_function" and not aten.is_check(node):
+                self._write(node)
+        [output] = [node for node in self._program.graph.nodes if node.op == "output"]
+        results = [self._read(x) if isinstance(x, fx.Node) else x for x in output.args[0]]
+        self._graph.output(pytree.tree_unflatten(results, self._program.call_spec.out_spec))
+        return self._graph
+
+    def _write_inputs(self, examples: tuple[Any, ...], allowed: Limits) -> None:
+        arguments = [self._graph.placeholder(name) for name in _names(self._model, len(examples))]
+        leaves = pytree.tree_flatten_with_path(examples)[0]
+        inputs = [n for n in self._program.graph.nodes if n.op == "placeholder" and n not in self._own]
+        for node, (path, _) in zip(inputs, leaves, strict=True):
+            read = arguments[path[0].idx]
+            for key in path[1:]:
+                item = key.idx if isinstance(key, pytree.SequenceKey) else key.key
+                read = self._graph.call_function(operator.getitem, (read, item))
+            if node in allowed.checks:
+                name = _free_name(self._model, f"{read.name}_sizes")
+                self._model.add_module(name, allowed.checks[node])
+                read = self._graph.call_module(name, (read,))
+            self._known[node] = read
+
+    def _write(self, node: fx.Node) -> None:
+        if isinstance(node.target, HigherOrderOperator):
+            raise Refusal(f"it needs {node.target}", place_in(node.stack_trace))
+        call = self._calls.get(node)
+        if call is None:
+            self._known[node] = self._written(node)
+        elif call.y is node:
+            self._known[node] = self._graph.call_module(call.name, (self._read(call.x),))
+
+    def _written(self, node: fx.Node) -> Any:
+        for source in node.all_input_nodes:
+            self._read(source)
+        if aten.name_of(node) and isinstance(node.args[0], fx.Node):
+            arguments = {
+                name: self._own.get(value, value) if isinstance(value, fx.Node) else value
+                for name, value in aten.named_arguments(node).items()
+            }
+            dims = len(node.args[0].meta["val"].shape)
+            layer = layer_for(self._model, aten.name_of(node), arguments, dims)
+            if layer is not None:
+                return self._graph.call_module(layer, (self._known[node.args[0]],))
+        return aten.call(self._graph, node, self._known)
+
+    def _read(self, node: fx.Node) -> Any:
+        if node not in self._known:
+            self._known[node] = self._graph.get_attr(self._own[node])
+        return self._known[node]
+
+
+def _names(model: nn.Module, count: int) -> list[str]:
+    """Names of the first arguments of forward; those of *args have numbers."""
+    names: list[str] = []
+    for parameter in inspect.signature(model.forward).parameters.values():
+        if parameter.kind == parameter.VAR_POSITIONAL:
+            names += [f"{parameter.name}_{i}" for i in range(count - len(names))]
+        names.append(parameter.name)
+    return names[:count]
