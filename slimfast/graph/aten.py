@@ -45,6 +45,12 @@ _INTERPOLATE = {
     "upsample_trilinear3d": "trilinear",
     "upsample_bicubic2d": "bicubic",
 }
+_CASTS = {
+    torch.float16: "half",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float",
+    torch.float64: "double",
+}
 _SAME = ("alias", "lift_fresh", "lift_fresh_copy")
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(F, name) for name in _FUNCTIONAL.split() if hasattr(F, name)},
@@ -86,26 +92,30 @@ def call(graph: fx.Graph, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         return args[0]
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node) and _first_only(node.args[0]):
         return args[0]
-    for write in (_sized, _arithmetic, _indexed, _interpolated, _pooled, _plain):
+    for write in (_method, _arithmetic, _indexed, _interpolated, _pooled, _plain):
         made = write(graph, node, name, args, kwargs)
         if made is not None:
             return made
     return graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
 
 
-def _sized(graph: fx.Graph, node: fx.Node, name: str, args: Any, kwargs: Any) -> fx.Node | None:
-    """Sizes, and methods that take sizes."""
+def _method(graph: fx.Graph, node: fx.Node, name: str, args: Any, kwargs: Any) -> fx.Node | None:
+    """Methods, among them those that take sizes."""
     if name == "sym_size":
         return graph.call_method("size", args)
     if name == "clone":  # nobody writes into it any more, but may ask for a view
         return graph.call_method("contiguous", args[:1])
+    if name == "to" and len(args) == 2 and args[1] in _CASTS and not kwargs:
+        return graph.call_method(_CASTS[args[1]], args[:1])
     if name in _UNPACKED.split() and len(args) == 2 and not kwargs:
         return graph.call_method(name, (args[0], *args[1]))
     return graph.call_method(name, args, kwargs) if name in _METHODS.split() else None
 
 
 def _arithmetic(graph: fx.Graph, node: fx.Node, name: str, args: Any, kwargs: Any) -> fx.Node | None:
-    if kwargs or len(args) > 2:  # alpha, or a rounding mode
+    if name in ("add", "sub", "div") and kwargs:  # alpha, or a rounding mode
+        return graph.call_function(getattr(torch, name), args, kwargs)
+    if kwargs or len(args) > 2:
         return None
     if name == "rsub":
         return graph.call_function(operator.sub, (args[1], args[0]))

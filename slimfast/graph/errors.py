@@ -1,20 +1,21 @@
 """The error for models that cannot be followed, and where in the user's code it arose."""
 
+import os
 import re
 import traceback
 from pathlib import Path
 
 import torch
 
-_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent), str(Path(__file__).parents[1] / "nn"))
+_LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 
 
 class GraphError(Exception):
     """A model that slimfast cannot trace or rewrite; the message names the module or the line of its code."""
 
 
-class Refusal(Exception):
-    """Why an exported graph is none for slimfast.
+class ExportError(Exception):
+    """Why an exported graph does not serve; `GraphError` passes it on.
 
     Attributes:
         place: "file:line" of the user's code; None: not known.
@@ -26,13 +27,13 @@ class Refusal(Exception):
 
 
 def is_users(filename: str) -> bool:
-    """Whether a file is the user's: no part of torch, of tracing, or of slimfast's layers."""
+    """Whether a file is the user's: no part of torch or of tracing."""
     return not filename.startswith(("<", *_LIBRARIES))
 
 
 def place_of(error: BaseException | None) -> str | None:
-    """"file:line" where the user's code raised an exception, or called what did."""
-    if error is None or (isinstance(error, Refusal) and error.place is not None):
+    """Where, as "file:line", the user's code raised an exception, or called what did."""
+    if error is None or (isinstance(error, ExportError) and error.place is not None):
         return getattr(error, "place", None)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None

@@ -16,7 +16,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from slimfast.graph import aten
-from slimfast.graph.errors import Refusal, place_in
+from slimfast.graph.errors import ExportError, place_in
 from slimfast.graph.layers import layer_for
 from slimfast.graph.leaves import leaf_calls, watching
 from slimfast.graph.limits import Limits, limits
@@ -29,10 +29,10 @@ _TENSORS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 def exported(model: nn.Module, arguments: Sequence[Any]) -> fx.Graph:
     """A graph over the modules of `model`, for any batch size, of what it does with such arguments.
 
-    Python code is followed as in eval mode and for the sizes of the arguments. Where its own code asks about a
-    size, a `SizeCheck` at the input refuses sizes for which the answer may be another one. Arguments that are
-    not tensors are fixed. Calls of torch.nn's layers are calls of the model's modules, other operations are
-    functions of torch, or of ATen where there is none.
+    Python code is followed as in eval mode and for the sizes of the arguments. Where the model's code asks
+    about a size, a `SizeCheck` at the input refuses sizes for which the answer may be another one. Arguments
+    that are not tensors are fixed. Calls of torch.nn's layers become calls of the model's modules, other
+    operations functions of torch, or of ATen where there is none.
 
     Args:
         model: a copy that may be changed: layers of user's classes that only hold a convolution's, a linear
@@ -40,7 +40,7 @@ def exported(model: nn.Module, arguments: Sequence[Any]) -> fx.Graph:
 
     Raises:
         Exception: whatever torch.export raises, or the user's code.
-        Refusal: the batch size is not free, or an operation cannot be expressed.
+        ExportError: the batch size is not free, or an operation cannot be expressed.
 
     Source: torch.export, https://docs.pytorch.org/docs/stable/export.html.
     """
@@ -52,7 +52,9 @@ def exported(model: nn.Module, arguments: Sequence[Any]) -> fx.Graph:
     allowed = limits({node: x for node, x in tensors.items() if isinstance(x, Tensor)})
     trials = [examples, _of_one_sample(examples, inputs, allowed)]
     expected = [_outcome(model, model, trial) for trial in trials]
-    make_writes_plain(program.graph, own.keys())
+    make_writes_plain(program.graph, set(own))
+    program.graph.eliminate_dead_code()
+    _refuse_frozen_dropout(model, others)
     graph = _Writer(model, program, own, others).write(examples, allowed)
     for trial, outcome in zip(trials, expected, strict=True):
         _compare(outcome, _outcome(model, fx.Interpreter(model, graph=graph).run, trial))
@@ -60,7 +62,7 @@ def exported(model: nn.Module, arguments: Sequence[Any]) -> fx.Graph:
 
 
 def _examples(arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """Copies, no two of which are the same tensor, and at least two samples: export takes 1 for a constant."""
+    """Copies: export takes one tensor passed twice for one argument, and a size of 1 for a constant."""
 
     def copied(x: Tensor) -> Tensor:
         return torch.cat([x, x]) if x.dim() > 1 and len(x) == 1 else x.clone()
@@ -72,9 +74,11 @@ def _examples(arguments: Sequence[Any]) -> tuple[Any, ...]:
 def _dynamic(model: nn.Module, examples: tuple[Any, ...]) -> dict[str, Any]:
     """Every size of every tensor may vary, as far as the model allows."""
     bound = inspect.signature(model.forward).bind(*examples).arguments
-    return pytree.tree_map(  # type: ignore[no-any-return]
-        lambda x: {dim: Dim.AUTO for dim in range(x.dim())} if isinstance(x, Tensor) else None, dict(bound)
-    )
+
+    def sizes(x: object) -> dict[int, Any] | None:
+        return dict.fromkeys(range(x.dim()), Dim.AUTO) if isinstance(x, Tensor) else None
+
+    return pytree.tree_map(sizes, dict(bound))  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
@@ -100,7 +104,7 @@ def _sorted_inputs(program: ExportedProgram, model: nn.Module) -> tuple[dict[fx.
         elif spec.kind in _TENSORS and spec.target is not None:
             own[node] = _found(spec.target, model, program)
         else:
-            raise Refusal(f"it uses an object of its own ({spec.target})")
+            raise ExportError(f"it uses an object of its own ({spec.target})")
     return own, arguments
 
 
@@ -139,11 +143,11 @@ def _outcome(model: nn.Module, run: Callable[..., Any], arguments: tuple[Any, ..
 
 
 def _compare(expected: list[Any] | None, got: list[Any] | None) -> None:
-    """Refusal where the graph does something else than the model, say because that asks for a batch of one."""
+    """Refuses a graph that does something else than the model, say because that asks for batches of one."""
     if expected is None:
         return
     if got is None or len(got) != len(expected) or not all(map(_are_close, expected, got)):
-        raise Refusal("the exported graph does not do what the model does with every batch size")
+        raise ExportError("the exported graph does not do what the model does with every batch size")
 
 
 def _are_close(expected: Any, got: Any) -> bool:
@@ -153,6 +157,14 @@ def _are_close(expected: Any, got: Any) -> bool:
         return False
     size = float(expected.abs().max()) if expected.numel() and expected.is_floating_point() else 1.0
     return torch.allclose(expected, got, rtol=1e-3, atol=1e-3 * size, equal_nan=True)
+
+
+def _refuse_frozen_dropout(model: nn.Module, names: set[str]) -> None:
+    """Of layers that are written out in their operations: torch.export leaves no dropout in them."""
+    for name in sorted(names):
+        share = getattr(model.get_submodule(name), "dropout", 0.0)
+        if isinstance(share, float) and share > 0:
+            raise ExportError(f"the dropout of {name} would be lost, which takes or gives several tensors")
 
 
 class _Writer:
@@ -179,13 +191,12 @@ class _Writer:
 
     def _write_inputs(self, examples: tuple[Any, ...], allowed: Limits) -> None:
         arguments = [self._graph.placeholder(name) for name in _names(self._model, len(examples))]
-        leaves = pytree.tree_flatten_with_path(examples)[0]
+        leaves: list[tuple[Any, Any]] = pytree.tree_flatten_with_path(examples)[0]
         inputs = [n for n in self._program.graph.nodes if n.op == "placeholder" and n not in self._own]
         for node, (path, _) in zip(inputs, leaves, strict=True):
             read = arguments[path[0].idx]
             for key in path[1:]:
-                item = key.idx if isinstance(key, pytree.SequenceKey) else key.key
-                read = self._graph.call_function(operator.getitem, (read, item))
+                read = self._graph.call_function(*_access(read, key))
             if node in allowed.checks:
                 name = _free_name(self._model, f"{read.name}_sizes")
                 self._model.add_module(name, allowed.checks[node])
@@ -194,7 +205,7 @@ class _Writer:
 
     def _write(self, node: fx.Node) -> None:
         if isinstance(node.target, HigherOrderOperator):
-            raise Refusal(f"it needs {node.target}", place_in(node.stack_trace))
+            raise ExportError(f"it needs the operator {node.target}", place_in(node.stack_trace))
         call = self._calls.get(node)
         if call is None:
             self._known[node] = self._written(node)
@@ -219,6 +230,13 @@ class _Writer:
         if node not in self._known:
             self._known[node] = self._graph.get_attr(self._own[node])
         return self._known[node]
+
+
+def _access(read: fx.Node, key: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The call that reads one entry of a list, a dictionary or a named tuple."""
+    if isinstance(key, pytree.GetAttrKey):
+        return getattr, (read, key.name)
+    return operator.getitem, (read, key.idx if isinstance(key, pytree.SequenceKey) else key.key)
 
 
 def _names(model: nn.Module, count: int) -> list[str]:

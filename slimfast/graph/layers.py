@@ -1,4 +1,4 @@
-"""Layers of torch.nn for functional calls that use the parameters of one module, as the modules of users do."""
+"""Layers of torch.nn for functional calls with the parameters of one module, as users' classes make them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from slimfast.graph.leaves import is_leaf
 
-Arguments = dict[str, Any]  # of an operation, by the names in its schema; tensors of the model are their names
+Arguments = dict[str, Any]  # of an operation, by its schema; a tensor of the model is its name
 _WINDOW = ("stride", "padding", "dilation", "output_padding")
 _CONVS: dict[str, type[nn.Module]] = {
     f"conv{kind}{d}d": getattr(nn, f"Conv{name}{d}d")
@@ -89,9 +89,7 @@ def _conv(operation: str, arguments: Arguments, found: nn.Module, dims: int) -> 
     if "transpose" not in operation:
         channels.reverse()
     window = {key: _each(arguments[key], len(kernel)) for key in _WINDOW if key in arguments}
-    return kind(
-        *channels, tuple(kernel), groups=groups, bias=arguments["bias"] is not None, **window
-    )
+    return kind(*channels, tuple(kernel), groups=groups, bias=arguments["bias"] is not None, **window)
 
 
 def _each(value: Any, dims: int) -> Any:

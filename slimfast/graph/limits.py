@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slimfast.graph.errors import Refusal, is_users
-from slimfast.nn.sizes import SizeCheck
+from slimfast.graph.errors import ExportError, is_users
+from slimfast.nn import SizeCheck
 
 
 @dataclass
@@ -35,8 +35,7 @@ def limits(inputs: Mapping[fx.Node, Tensor]) -> Limits:
         inputs: placeholders of the exported graph, and the tensors that they were traced with.
 
     Raises:
-        Refusal: the batch size, which is the first one of the first tensor with two dimensions or more, is not
-            free.
+        ExportError: the batch size, the first one of the first tensor of two dimensions or more, is not free.
     """
     symbols: dict[Any, tuple[fx.Node, int]] = {
         size.node._expr: (node, dim)
@@ -72,7 +71,7 @@ class _Guards:
             if not self._compares_batches(guard.expr):
                 what = re.sub(r"\bs\d+\b", lambda name: self._named(name[0]), str(guard.expr))
                 place = f"{frame.filename}:{frame.lineno}"
-                raise Refusal(f"the batch size decides what it computes: {what}", place)
+                raise ExportError(f"the batch size decides what it computes: {what}", place)
         elif not self._narrow(guard.expr):
             for symbol in asked:  # more than an interval and a divisor can say
                 node, dim = self._symbols[symbol]
@@ -84,7 +83,7 @@ class _Guards:
             return set()
         if self.environment.replace(self._batch).is_number:
             size = self.environment.replace(self._batch)
-            raise Refusal(f"one of its operations fixes the batch size to {size}")
+            raise ExportError(f"one of its operations fixes the batch size to {size}")
         return {node for symbol, (node, dim) in self._symbols.items() if dim == 0 and self._is_batch(symbol)}
 
     def checks(self) -> dict[fx.Node, SizeCheck]:

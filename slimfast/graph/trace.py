@@ -42,6 +42,7 @@ def trace(model: nn.Module, example_inputs: object) -> fx.GraphModule:
     Source: Reed et al., "torch.fx: Practical Program Capture and Transformation for Deep Learning in Python",
     2022.
     """
+    _check_names(model)
     traced = _traced(model, example_inputs)
     make_out_of_place(traced)
     drop_unused(traced)
@@ -69,9 +70,8 @@ def _exported(model: nn.Module, example_inputs: object, failure: GraphError) -> 
     try:
         graph = exported(own, arguments)
     except Exception as error:  # runs the user's forward, in torch's machinery
-        place = place_of(error) or place_of(failure.__cause__)
-        reasons = f"torch.fx: {one_line(failure.__cause__)}; torch.export: {one_line(error)}"
-        raise GraphError(f"cannot trace {name}{f' ({place})' if place else ''}: {reasons}") from error
+        reasons = f"torch.fx: {_reason(failure.__cause__)}; torch.export: {_reason(error)}"
+        raise GraphError(f"cannot trace {name}: {reasons}") from error
     traced = assemble(own, graph, name)
     _follow_mode(traced)
     return traced
@@ -86,6 +86,7 @@ def drop_unused(traced: fx.GraphModule) -> None:
 
 def symbolic(model: nn.Module) -> fx.GraphModule:
     """The graph of `model` as it stands, in-place operations included, without sizes. Raises GraphError."""
+    _check_names(model)
     own = copy.deepcopy(model)
     with evaluating(own):
         try:
@@ -95,6 +96,15 @@ def symbolic(model: nn.Module) -> fx.GraphModule:
     traced = assemble(own, graph, type(model).__name__)
     _follow_mode(traced)
     return traced
+
+
+def _check_names(model: nn.Module) -> None:
+    for name, _ in model.named_children():
+        if hasattr(fx.GraphModule, name):
+            raise GraphError(
+                f"cannot trace {type(model).__name__}: torch.fx takes the name {name!r} for itself; "
+                "give the module another one"
+            )
 
 
 def assemble(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
@@ -134,6 +144,12 @@ def as_arguments(example_inputs: object) -> tuple[Any, ...]:
 def one_line(error: BaseException | None) -> str:
     """The first line of an exception's message, or its type when it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _reason(error: BaseException | None) -> str:
+    """One line, with the line of the user's code."""
+    place = place_of(error)
+    return one_line(error) + (f" ({place})" if place else "")
 
 
 class _Tracer(fx.Tracer):

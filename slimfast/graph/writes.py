@@ -6,7 +6,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from slimfast.graph.errors import Refusal, place_in
+from slimfast.graph.errors import ExportError, place_in
 
 _MAY_RETURN_INPUT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "type_as")
 
@@ -18,8 +18,8 @@ def make_writes_plain(graph: fx.Graph, own: set[fx.Node]) -> None:
         own: placeholders that are parameters, buffers or constants of the model.
 
     Raises:
-        Refusal: a write without a plain form, into one of `own`, or into a tensor that is also read through a
-            view.
+        ExportError: a write without a plain form, into one of `own`, or into a tensor that is also read
+            through a view.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
     roots: dict[fx.Node, fx.Node] = {}
@@ -28,15 +28,16 @@ def make_writes_plain(graph: fx.Graph, own: set[fx.Node]) -> None:
         roots[node] = roots[source] if isinstance(source, fx.Node) and _shares_memory(node) else node
         if not _writes(node):
             continue
-        if node.target is torch.ops.aten.detach_.default:
-            node.target = torch.ops.aten.detach.default
+        if node.target is torch.ops.aten.detach_.default:  # constants are made so, too
+            constant = isinstance(source, fx.Node) and source.target is torch.ops.aten.lift_fresh_copy.default
+            node.target = torch.ops.aten.alias.default if constant else torch.ops.aten.detach.default
             continue
         plain, place = _plain(node), place_in(node.stack_trace)
         if plain is None or not isinstance(source, fx.Node) or roots[source] in own:
-            raise Refusal(f"it writes into a tensor by {node.target}, which cannot be followed", place)
+            raise ExportError(f"it writes into a tensor by {node.target}, which cannot be followed", place)
         shared = [n for n, root in roots.items() if root is roots[source] and n not in (source, node)]
         if any(order[user] > order[node] for other in shared for user in other.users):
-            raise Refusal(
+            raise ExportError(
                 f"it writes by {node.target} into a tensor that it also reads through a view; "
                 "use the plain operation instead of the in-place one",
                 place,
@@ -61,7 +62,7 @@ def _shares_memory(node: fx.Node) -> bool:
 
 
 def _plain(node: fx.Node) -> Any:
-    """The operation without the underscore; None: there is none, or it is another argument that is written."""
+    """The operation without the underscore; None: there is none, or it writes into another argument."""
     target = node.target
     assert isinstance(target, OpOverload)
     first, *others = target._schema.arguments

@@ -24,7 +24,8 @@ class SizeCheck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._accepts(x):
-            raise ValueError(f"the network was traced for inputs of sizes {self}, not {list(x.shape)}")
+            sizes = f"{self.extra_repr()}, not {list(x.shape)}"
+            raise ValueError(f"the network was traced for inputs of sizes {sizes}")
         return x
 
     def _accepts(self, x: Tensor) -> bool:
@@ -35,7 +36,7 @@ class SizeCheck(nn.Module):
             for size, least, most, multiple in zip(x.shape, self.least, self.most, self.multiple, strict=True)
         )
 
-    def __repr__(self) -> str:
+    def extra_repr(self) -> str:
         return f"[{', '.join(map(_words, self.least, self.most, self.multiple))}]"
 
 
