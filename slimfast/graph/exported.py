@@ -204,13 +204,14 @@ class _Writer:
             self._known[node] = read
 
     def _write(self, node: fx.Node) -> None:
-        if isinstance(node.target, HigherOrderOperator):
-            raise ExportError(f"it needs the operator {node.target}", place_in(node.stack_trace))
         call = self._calls.get(node)
-        if call is None:
+        if call is not None:
+            if call.y is node:
+                self._known[node] = self._graph.call_module(call.name, (self._read(call.x),))
+        elif isinstance(node.target, HigherOrderOperator):
+            raise ExportError(f"it needs the operator {node.target}", place_in(node.stack_trace))
+        else:
             self._known[node] = self._written(node)
-        elif call.y is node:
-            self._known[node] = self._graph.call_module(call.name, (self._read(call.x),))
 
     def _written(self, node: fx.Node) -> Any:
         for source in node.all_input_nodes:

@@ -83,7 +83,7 @@ def _leaf_call(name: str, nodes: list[fx.Node], own: set[fx.Node]) -> LeafCall |
         if not _is_number(node) or not inside.isdisjoint(node.all_input_nodes):
             inside.add(node)
     read = {source for node in inside for source in node.all_input_nodes} - inside - own
-    tensors = [node for node in read if not _is_number(node)]
+    tensors = [node for node in read if node.op != "get_attr" and not _is_number(node)]  # that is code
     results = [node for node in inside if not inside.issuperset(node.users)]
     if len(tensors) != 1 or len(results) != 1:
         return None
