@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from pruning_truth import assert_equal_outputs, randomise
-from test_exported import Net, X, randn
+from test_exported import Net, X, forced, randn
 from torch import Tensor, nn
-from zoo import UNTRACEABLE
+from zoo import CASES, UNTRACEABLE
 
 import slimfast
 from slimfast.graph import GraphError, trace
@@ -36,6 +36,39 @@ def test_answers_too_involved_to_check_fix_the_sizes() -> None:
     assert_equal_outputs(model.eval(), pruned.eval(), randn(7, 3, 10, 12))
     with pytest.raises(ValueError, match=r"\[any, any, 10, 12\]"):
         pruned(randn(2, 3, 10, 5))
+
+
+class Averages(nn.Module):
+    """Divides by sizes that may be 1 in the example: then torch.export takes them for constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 3, stride=8, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dim() == 4
+        x = self.bn(self.conv(x))
+        return x.sum((2, 3)) / (x.shape[2] * x.shape[3])
+
+
+def test_sizes_that_torch_takes_for_constants_are_checked() -> None:
+    model = Averages().double().eval()
+    traced = trace(model, randn(2, 3, 7, 6))
+    assert_equal_outputs(model, traced, randn(4, 3, 7, 6))
+    with pytest.raises(ValueError, match=r"\[any, any, 7, 6\], not \[2, 3, 9, 6\]"):
+        traced(randn(2, 3, 9, 6))
+    assert_equal_outputs(model, trace(model, randn(2, 3, 9, 10)), randn(1, 3, 30, 20))
+
+
+def test_sizes_that_torch_cannot_reason_about_are_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    forced(monkeypatch)
+    case = CASES["resnet_preactivation"]
+    model = case.masked("0.7")
+    pruned = slimfast.prune(model, case.inputs(2)).model
+    for batch in (1, 3):
+        assert_equal_outputs(model.eval(), pruned.eval(), *case.inputs(batch))
+    with pytest.raises(ValueError, match=r"\[any, 3, 12, 12\]"):
+        pruned(*case.inputs(2, other=True))
 
 
 def test_what_fx_can_trace_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,14 @@
 import os
 import re
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-_LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
+_SYMPY = find_spec("sympy")  # which torch calls; importing it takes long
+_FILES = [torch.__file__, __file__, *([_SYMPY.origin] if _SYMPY is not None and _SYMPY.origin else [])]
+_LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in _FILES)
 
 
 class GraphError(Exception):

@@ -16,12 +16,14 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from slimfast.graph import aten
-from slimfast.graph.errors import ExportError, place_in
+from slimfast.graph.errors import ExportError, place_in, place_of
 from slimfast.graph.layers import layer_for
 from slimfast.graph.leaves import leaf_calls, watching
-from slimfast.graph.limits import Limits, limits
+from slimfast.graph.limits import Limits
 from slimfast.graph.modes import evaluating
+from slimfast.graph.trials import Trials
 from slimfast.graph.writes import make_writes_plain
+from slimfast.nn import SizeCheck
 
 _TENSORS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -45,20 +47,21 @@ def exported(model: nn.Module, arguments: Sequence[Any]) -> fx.Graph:
     Source: torch.export, https://docs.pytorch.org/docs/stable/export.html.
     """
     examples = _examples(arguments)
-    with evaluating(model), torch.no_grad(), watching(model) as others, _quietly():
-        program = torch.export.export(model, examples, dynamic_shapes=_dynamic(model, examples))
+    with watching(model) as others:
+        program, all_free = _export(model, examples)
+    _refuse_frozen_dropout(model, others)
     own, inputs = _sorted_inputs(program, model)
-    tensors = dict(zip(inputs, pytree.tree_leaves(examples), strict=True))
-    allowed = limits({node: x for node, x in tensors.items() if isinstance(x, Tensor)})
-    trials = [examples, _of_one_sample(examples, inputs, allowed)]
-    expected = [_outcome(model, model, trial) for trial in trials]
+    leaves, spec = pytree.tree_flatten(examples)
+    known = dict(zip(inputs, leaves, strict=True))
+    limits = Limits({node: x for node, x in known.items() if isinstance(x, Tensor)})
+    if not all_free:
+        limits.fix_rest()
+    trials = Trials(model, known, spec, limits)
     make_writes_plain(program.graph, set(own))
     program.graph.eliminate_dead_code()
-    _refuse_frozen_dropout(model, others)
-    graph = _Writer(model, program, own, others).write(examples, allowed)
-    for trial, outcome in zip(trials, expected, strict=True):
-        _compare(outcome, _outcome(model, fx.Interpreter(model, graph=graph).run, trial))
-    return graph
+    writer = _Writer(model, program, own, others)
+    trials.judge(writer.write(examples))
+    return writer.with_checks(limits.checks())
 
 
 def _examples(arguments: Sequence[Any]) -> tuple[Any, ...]:
@@ -71,14 +74,26 @@ def _examples(arguments: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(pytree.tree_map_only(Tensor, copied, tuple(arguments)))
 
 
-def _dynamic(model: nn.Module, examples: tuple[Any, ...]) -> dict[str, Any]:
-    """Every size of every tensor may vary, as far as the model allows."""
-    bound = inspect.signature(model.forward).bind(*examples).arguments
+def _export(model: nn.Module, examples: tuple[Any, ...]) -> tuple[ExportedProgram, bool]:
+    """The program; whether all sizes may vary, else the first ones: torch cannot solve every equation."""
+    bound = dict(inspect.signature(model.forward).bind(*examples).arguments)
 
-    def sizes(x: object) -> dict[int, Any] | None:
-        return dict.fromkeys(range(x.dim()), Dim.AUTO) if isinstance(x, Tensor) else None
+    def sizes(x: object, most: int) -> dict[int, Any] | None:
+        if not isinstance(x, Tensor):
+            return None
+        return {dim: Dim.AUTO for dim, size in enumerate(x.shape[:most]) if size > 1}
 
-    return pytree.tree_map(sizes, dict(bound))  # type: ignore[no-any-return]
+    def export(most: int) -> ExportedProgram:
+        dynamic = pytree.tree_map(lambda x: sizes(x, most), bound)
+        with evaluating(model), torch.no_grad(), _quietly():
+            return torch.export.export(model, examples, dynamic_shapes=dynamic)
+
+    try:
+        return export(1000), True
+    except Exception as error:
+        if place_of(error) is not None:  # the user's code, not the sizes
+            raise
+        return export(1), False
 
 
 @contextlib.contextmanager
@@ -91,6 +106,14 @@ def _quietly() -> Iterator[None]:
             yield
     finally:
         logger.disabled = was_disabled
+
+
+def _refuse_frozen_dropout(model: nn.Module, names: set[str]) -> None:
+    """Of layers that are written out in their operations: torch.export leaves no dropout in them."""
+    for name in sorted(names):
+        share = getattr(model.get_submodule(name), "dropout", 0.0)
+        if isinstance(share, float) and share > 0:
+            raise ExportError(f"the dropout of {name} would be lost, which takes or gives several tensors")
 
 
 def _sorted_inputs(program: ExportedProgram, model: nn.Module) -> tuple[dict[fx.Node, str], list[fx.Node]]:
@@ -124,49 +147,6 @@ def _free_name(model: nn.Module, name: str) -> str:
     return name
 
 
-def _of_one_sample(examples: tuple[Any, ...], inputs: list[fx.Node], allowed: Limits) -> tuple[Any, ...]:
-    leaves, spec = pytree.tree_flatten(examples)
-    first = [x[:1] if node in allowed.batched else x for node, x in zip(inputs, leaves, strict=True)]
-    return pytree.tree_unflatten(first, spec)  # type: ignore[no-any-return]
-
-
-def _outcome(model: nn.Module, run: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any] | None:
-    """The results of a forward call in eval mode, with the same random numbers each time; None: it fails."""
-    tensors = [x for x in (*pytree.tree_leaves(arguments), *model.parameters()) if isinstance(x, Tensor)]
-    devices = {x.device for x in tensors if x.is_cuda}
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng(list(devices)):
-        torch.manual_seed(0)
-        try:
-            return pytree.tree_leaves(run(*pytree.tree_map_only(Tensor, Tensor.clone, arguments)))
-        except Exception:  # the model may need more than one sample; what it cannot do need not be compared
-            return None
-
-
-def _compare(expected: list[Any] | None, got: list[Any] | None) -> None:
-    """Refuses a graph that does something else than the model, say because that asks for batches of one."""
-    if expected is None:
-        return
-    if got is None or len(got) != len(expected) or not all(map(_are_close, expected, got)):
-        raise ExportError("the exported graph does not do what the model does with every batch size")
-
-
-def _are_close(expected: Any, got: Any) -> bool:
-    if not isinstance(expected, Tensor):
-        return bool(expected == got)
-    if expected.shape != got.shape or expected.dtype != got.dtype:
-        return False
-    size = float(expected.abs().max()) if expected.numel() and expected.is_floating_point() else 1.0
-    return torch.allclose(expected, got, rtol=1e-3, atol=1e-3 * size, equal_nan=True)
-
-
-def _refuse_frozen_dropout(model: nn.Module, names: set[str]) -> None:
-    """Of layers that are written out in their operations: torch.export leaves no dropout in them."""
-    for name in sorted(names):
-        share = getattr(model.get_submodule(name), "dropout", 0.0)
-        if isinstance(share, float) and share > 0:
-            raise ExportError(f"the dropout of {name} would be lost, which takes or gives several tensors")
-
-
 class _Writer:
     """Writes an exported graph anew, over the modules of the model."""
 
@@ -179,8 +159,8 @@ class _Writer:
         calls = leaf_calls(program.graph, model, set(own), others)
         self._calls = {node: call for call in calls for node in call.nodes}
 
-    def write(self, examples: tuple[Any, ...], allowed: Limits) -> fx.Graph:
-        self._write_inputs(examples, allowed)
+    def write(self, examples: tuple[Any, ...]) -> fx.Graph:
+        self._write_inputs(examples)
         for node in self._program.graph.nodes:
             if node.op == "call_function" and not aten.is_check(node):
                 self._write(node)
@@ -189,7 +169,18 @@ class _Writer:
         self._graph.output(pytree.tree_unflatten(results, self._program.call_spec.out_spec))
         return self._graph
 
-    def _write_inputs(self, examples: tuple[Any, ...], allowed: Limits) -> None:
+    def with_checks(self, checks: dict[fx.Node, SizeCheck]) -> fx.Graph:
+        """The written graph, with inputs that are checked."""
+        for node, check in checks.items():
+            read = self._known[node]
+            name = _free_name(self._model, f"{read.name}_sizes")
+            self._model.add_module(name, check)
+            with self._graph.inserting_after(read):
+                checked = self._graph.call_module(name, (read,))
+            read.replace_all_uses_with(checked, lambda user, checked=checked: user is not checked)
+        return self._graph
+
+    def _write_inputs(self, examples: tuple[Any, ...]) -> None:
         arguments = [self._graph.placeholder(name) for name in _names(self._model, len(examples))]
         leaves: list[tuple[Any, Any]] = pytree.tree_flatten_with_path(examples)[0]
         inputs = [n for n in self._program.graph.nodes if n.op == "placeholder" and n not in self._own]
@@ -197,10 +188,6 @@ class _Writer:
             read = arguments[path[0].idx]
             for key in path[1:]:
                 read = self._graph.call_function(*_access(read, key))
-            if node in allowed.checks:
-                name = _free_name(self._model, f"{read.name}_sizes")
-                self._model.add_module(name, allowed.checks[node])
-                read = self._graph.call_module(name, (read,))
             self._known[node] = read
 
     def _write(self, node: fx.Node) -> None:
