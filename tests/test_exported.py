@@ -16,7 +16,6 @@ from pruning_truth import (
     randomise,
 )
 from torch import Tensor, fx, nn
-from zoo import UNTRACEABLE, Case
 
 import slimfast
 from slimfast.graph import GraphError, trace
@@ -313,27 +312,6 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> None:
         raise GraphError("forced") from NotImplementedError(type(model).__name__)
 
     monkeypatch.setattr(importlib.import_module("slimfast.graph.trace"), "symbolic", fails)
-
-
-CASES = {name: case for name, case in UNTRACEABLE.items() if name != "names_of_graph_module"}
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("scenario", ["0.7", "layers"])
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_zoo(case: Case, scenario: str) -> None:
-    model = case.masked(scenario)
-    pruned = slimfast.prune(model, case.inputs(2)).model
-    for batch, other in [(1, False), (5, False), (2, True)]:
-        inputs = case.inputs(batch, seed=batch, other=other)
-        with torch.no_grad():
-            expected, got = model.eval()(*inputs), pruned.eval()(*inputs)
-        for a, b in zip(_tensors(expected), _tensors(got), strict=True):
-            assert float((a - b).abs().max()) <= 1e-9 * float(a.abs().max())
-
-
-def _tensors(result: Tensor | list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
-    return [result] if isinstance(result, Tensor) else list(result)
 
 
 @pytest.mark.long
