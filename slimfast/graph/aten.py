@@ -58,7 +58,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "split_with_sizes": torch.split,
     "log_sigmoid": F.logsigmoid,
 }
-_DROPPED = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size")
+_CHECKS = """
+    _assert_async _assert_scalar _assert_tensor_metadata sym_constrain_range sym_constrain_range_for_size
+"""
 
 
 def name_of(node: fx.Node) -> str:
@@ -69,7 +71,7 @@ def name_of(node: fx.Node) -> str:
 
 def is_check(node: fx.Node) -> bool:
     """Whether the call only tests something that held during tracing."""
-    return name_of(node) in (*_DROPPED, "sym_constrain_range")
+    return name_of(node) in _CHECKS.split()
 
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
