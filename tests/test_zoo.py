@@ -8,10 +8,9 @@ import torch
 from pruning_truth import assert_equal_gradients, assert_equal_outputs
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from zoo import CASES, SCENARIOS, UNTRACEABLE, Case, expected
+from zoo import CASES, SCENARIOS, Case, expected
 
 import slimfast
-from slimfast.graph import GraphError
 from slimfast.pruning import PruneResult, count
 
 
@@ -32,21 +31,15 @@ class Pruned:
 
 
 def params(scenario: str) -> list[object]:
-    """Every network; those that torch.fx cannot trace wait for another tracer."""
+    """Every network."""
     marks = [] if scenario == "0.7" else [pytest.mark.long]
-    waiting = pytest.mark.xfail(raises=GraphError, strict=True, reason="torch.fx cannot trace it")
-    return [
-        pytest.param(
-            (name, scenario), id=f"{name}-{scenario}", marks=marks + [waiting] * (name in UNTRACEABLE)
-        )
-        for name in CASES | UNTRACEABLE
-    ]
+    return [pytest.param((name, scenario), id=f"{name}-{scenario}", marks=marks) for name in CASES]
 
 
 @pytest.fixture(scope="module", params=[param for scenario in SCENARIOS for param in params(scenario)])
 def pruned(request: pytest.FixtureRequest) -> Pruned:
     name, scenario = request.param
-    case = (CASES | UNTRACEABLE)[name]
+    case = CASES[name]
     masked = case.masked(scenario)
     state, modes = copy.deepcopy(masked.state_dict()), training(masked)
     return Pruned(name, scenario, case, masked, state, modes, slimfast.prune(masked, case.inputs(2)))

@@ -1,15 +1,17 @@
 """From a model to a graph that can be analysed: a traced copy, free of in-place operations, with sizes."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from slimfast.graph.errors import GraphError
+from slimfast.graph.errors import GraphError, place_of
+from slimfast.graph.exported import exported
+from slimfast.graph.leaves import is_leaf
+from slimfast.graph.modes import evaluating
 from slimfast.graph.outofplace import make_out_of_place
 
 _DROPOUT = {
@@ -26,23 +28,52 @@ def trace(model: nn.Module, example_inputs: object) -> fx.GraphModule:
     """A graph of `model` over copies of its modules; the model itself is left as it was.
 
     Modules of torch.nn and slimfast.nn are leaves, with the names they have in the model. In-place operations
-    are replaced by their plain forms. Every node that is a tensor has its sizes in `node.meta["shape"]`.
+    are replaced by their plain forms. Every node that is a tensor has its sizes in `node.meta["shape"]`. What
+    torch.fx cannot follow, torch.export may: see `slimfast.graph.exported`.
 
     Args:
         model: traced in eval mode; each module of the result is in the mode that it has in the model.
         example_inputs: a tensor, or a tuple or list of the arguments of `model.forward`.
 
     Raises:
-        GraphError: torch.fx cannot follow the model, it writes into a tensor, or it fails on the example
-            inputs.
+        GraphError: neither torch.fx nor torch.export can follow the model, it writes into a tensor, or it
+            fails on the example inputs.
 
     Source: Reed et al., "torch.fx: Practical Program Capture and Transformation for Deep Learning in Python",
     2022.
     """
-    traced = symbolic(model)
-    record_shapes(traced, example_inputs)
+    _check_names(model)
+    traced = _traced(model, example_inputs)
     make_out_of_place(traced)
     drop_unused(traced)
+    return traced
+
+
+def _traced(model: nn.Module, example_inputs: object) -> fx.GraphModule:
+    """The graph that torch.fx makes, else that of torch.export, with sizes."""
+    try:
+        traced = symbolic(model)
+        record_shapes(traced, example_inputs)
+    except GraphError as error:  # so may a graph for which fx took a stand-in for a tensor, or None for one
+        traced = _exported(model, example_inputs, error)
+        record_shapes(traced, example_inputs)
+    return traced
+
+
+def _exported(model: nn.Module, example_inputs: object, failure: GraphError) -> fx.GraphModule:
+    """The graph of torch.export; raises GraphError, after `failure` of torch.fx."""
+    arguments, name = as_arguments(example_inputs), type(model).__name__
+    own = copy.deepcopy(model)
+    with evaluating(own):
+        _run(own, arguments, name)
+    own = copy.deepcopy(model)
+    try:
+        graph = exported(own, arguments)
+    except Exception as error:  # runs the user's forward, in torch's machinery
+        reasons = f"torch.fx: {_reason(failure.__cause__)}; torch.export: {_reason(error)}"
+        raise GraphError(f"cannot trace {name}: {reasons}") from error
+    traced = assemble(own, graph, name)
+    _follow_mode(traced)
     return traced
 
 
@@ -55,6 +86,7 @@ def drop_unused(traced: fx.GraphModule) -> None:
 
 def symbolic(model: nn.Module) -> fx.GraphModule:
     """The graph of `model` as it stands, in-place operations included, without sizes. Raises GraphError."""
+    _check_names(model)
     own = copy.deepcopy(model)
     with evaluating(own):
         try:
@@ -64,6 +96,15 @@ def symbolic(model: nn.Module) -> fx.GraphModule:
     traced = assemble(own, graph, type(model).__name__)
     _follow_mode(traced)
     return traced
+
+
+def _check_names(model: nn.Module) -> None:
+    for name, _ in model.named_children():
+        if hasattr(fx.GraphModule, name):
+            raise GraphError(
+                f"cannot trace {type(model).__name__}: torch.fx takes the name {name!r} for itself; "
+                "give the module another one"
+            )
 
 
 def assemble(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
@@ -82,12 +123,16 @@ def assemble(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
 
 def record_shapes(traced: fx.GraphModule, example_inputs: object) -> None:
     """Runs the graph once in eval mode and writes `node.meta["shape"]`, a tuple of int, for every tensor."""
-    arguments = as_arguments(example_inputs)
-    with evaluating(traced), torch.no_grad():
+    with evaluating(traced):
+        _run(_ShapeRecorder(traced).run, as_arguments(example_inputs), type(traced).__name__)
+
+
+def _run(forward: Callable[..., Any], arguments: tuple[Any, ...], name: str) -> None:
+    with torch.no_grad():
         try:
-            _ShapeRecorder(traced).run(*arguments)
+            forward(*arguments)
         except Exception as error:  # runs the user's operations
-            name, sizes = type(traced).__name__, _shapes(arguments)
+            sizes = _shapes(arguments)
             raise GraphError(f"{name} fails on example_inputs of shape {sizes}: {one_line(error)}") from error
 
 
@@ -96,27 +141,21 @@ def as_arguments(example_inputs: object) -> tuple[Any, ...]:
     return tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block, whatever `train` may be overridden to do; then each module as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException | None) -> str:
     """The first line of an exception's message, or its type when it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def _reason(error: BaseException | None) -> str:
+    """One line, with the line of the user's code."""
+    place = place_of(error)
+    return one_line(error) + (f" ({place})" if place else "")
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m.__module__.startswith("slimfast.nn.") or super().is_leaf_module(m, module_qualified_name)
+        del module_qualified_name
+        return is_leaf(m)
 
 
 class _ShapeRecorder(fx.Interpreter):

@@ -53,6 +53,7 @@ _LAYERS: list[tuple[str, list[type[nn.Module]]]] = [
     ("index", [own.ChannelSelect]),
     ("index fill", [own.ChannelPlace]),
     ("bias", [own.ChannelBias]),
+    ("least most multiple", [own.SizeCheck]),
     ("kernel_size stride padding dilation output_padding", [own.ShapeCarrier]),
 ]
 MODULES: dict[type[nn.Module], tuple[str, ...]] = {

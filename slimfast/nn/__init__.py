@@ -11,3 +11,4 @@ from slimfast.nn.channels import ChannelBias as ChannelBias
 from slimfast.nn.channels import ChannelPlace as ChannelPlace
 from slimfast.nn.channels import ChannelSelect as ChannelSelect
 from slimfast.nn.shape import ShapeCarrier as ShapeCarrier
+from slimfast.nn.sizes import SizeCheck as SizeCheck

@@ -52,7 +52,8 @@ def prune(
     size; in train mode too where only zero scales were removed and no dropout sees a constant.
 
     Args:
-        model: any module that torch.fx can trace; copied, never changed. What is not understood stays.
+        model: any module that torch.fx or torch.export can trace; copied, never changed. What is not
+            understood stays.
         example_inputs: a tensor, or a tuple of the arguments of forward.
         ratio: in [0, 1): of the N scales of all affine BatchNorms outside `keep`, the floor(ratio * N) of
             least importance end zero; existing zeros count first, ties go by module order, then index.

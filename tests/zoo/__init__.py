@@ -7,9 +7,8 @@ from zoo import barriers, control_flow, dense, detection, generative, mobile, pl
 from zoo.case import SCENARIOS as SCENARIOS
 from zoo.case import Case as Case
 
-_FAMILIES = (shapes, tensors, plain, mobile, residual, dense, detection, generative, barriers)
+_FAMILIES = (shapes, tensors, plain, mobile, residual, dense, detection, generative, barriers, control_flow)
 CASES: dict[str, Case] = {name: case for family in _FAMILIES for name, case in family.CASES.items()}
-UNTRACEABLE: dict[str, Case] = control_flow.CASES  # by torch.fx
 RECORDS = Path(__file__).with_name("expected.json")
 
 

@@ -73,21 +73,9 @@ class NonLocal(nn.Module):
         return self.fc(F.relu(self.last(x)).mean([2, 3]))
 
 
-class NamesOfGraphModule(nn.Module):
-    """Layers called as attributes of torch.fx.GraphModule are."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.graph, self.code, self.head = conv_bn(3, 8), conv_bn(8, 8), Classifier(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.code(self.graph(x)))
-
-
 CASES = {
     "pools_if_large": Case(PoolsIfLarge, [(3, 8, 8)]),
     "loops_over_frames": Case(LoopsOverFrames, [(3, 3, 6, 6)]),
     "yolo_v8": Case(lambda: Yolo(C2f), [(3, 16, 16)], [(3, 12, 20)]),
     "non_local": Case(NonLocal, [(3, 6, 6)], [(3, 5, 8)]),
-    "names_of_graph_module": Case(NamesOfGraphModule, [(3, 8, 8)], [(3, 5, 9)]),
 }
