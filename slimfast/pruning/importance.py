@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slimfast.graph import as_arguments
-from slimfast.graph.trace import evaluating
+from slimfast.graph.modes import evaluating
 from slimfast.pruning.coupling import Coupling, couple, filters, slices
 
 Importance = Callable[[str, nn.Module], Tensor]

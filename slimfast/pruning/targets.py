@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slimfast.graph import as_arguments, record_shapes, shrink
-from slimfast.graph.trace import evaluating
+from slimfast.graph.modes import evaluating
 from slimfast.pruning.report import Snapshot
 from slimfast.pruning.zeros import Choice, Policy, Ranking
 

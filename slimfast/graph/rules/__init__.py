@@ -81,7 +81,7 @@ _OPERATIONS: list[tuple[Rule, list[Operation]]] = [
     (Spatial(), ["contiguous", "clone", "detach", torch.clone, torch.detach]),
     (AvgPool(), [nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, *_everywhere("avg_pool1d avg_pool2d avg_pool3d")]),
     (Pad(), [*_ZERO_PAD, *_CONSTANT_PAD, *_REFLECTION_PAD, *_REPLICATION_PAD, *_CIRCULAR_PAD, F.pad]),
-    (Padded(), [nn.LPPool1d, nn.LPPool2d]),
+    (Padded(), [nn.LPPool1d, nn.LPPool2d, F.lp_pool1d, F.lp_pool2d]),
     (Reduce(), _everywhere("mean amax amin")),
     (Either(Flatten(), Behind()), [nn.Flatten, torch.flatten, "flatten"]),
     (Either(Flatten(), Unflatten()), [torch.reshape, "view", "reshape"]),

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from slimfast.graph.builder import Builder
 from slimfast.graph.channels import Call, Channels, Value
@@ -159,7 +159,13 @@ class _Slice(Rule):
 
     def _index(self, call: Call) -> tuple[object, ...]:
         index = call.node.args[1]
-        return index if isinstance(index, tuple) else (index,)
+        index = index if isinstance(index, tuple) else (index,)
+        if Ellipsis not in [type(i) if isinstance(i, fx.Node) else i for i in index]:
+            return index
+        at = index.index(Ellipsis)  # type: ignore[arg-type]
+        given = sum(i is not None for i in index) - 1
+        missing = (slice(None),) * (len(call.inputs[0].shape or ()) - given)
+        return (*index[:at], *missing, *index[at + 1 :])
 
     def _channels(self, call: Call) -> Tensor:
         numbers = torch.arange(call.inputs[0].count)
