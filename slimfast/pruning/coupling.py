@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slimfast.graph import as_arguments, trace
-from slimfast.graph.trace import evaluating
+from slimfast.graph.modes import evaluating
 from slimfast.nn import ChannelPlace
 
 # What only moves numbers about, functions, methods and modules by name: it moves numbers of channels, too.

@@ -162,7 +162,7 @@ class _Slice(Rule):
         index = index if isinstance(index, tuple) else (index,)
         if Ellipsis not in [type(i) if isinstance(i, fx.Node) else i for i in index]:
             return index
-        at = index.index(Ellipsis)  # type: ignore[arg-type]
+        at = index.index(Ellipsis)
         given = sum(i is not None for i in index) - 1
         missing = (slice(None),) * (len(call.inputs[0].shape or ()) - given)
         return (*index[:at], *missing, *index[at + 1 :])
