@@ -14,7 +14,7 @@ def randomise(model: nn.Module, dead: float, seed: int = 0) -> nn.Module:
     for parameter in model.double().parameters():  # drawn in fp32: make them distinct
         parameter.data *= 1 + 1e-3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
             count = module.num_features
             zero = torch.rand(count, generator=generator) < dead
             scale = torch.randn(count, generator=generator).double().masked_fill(zero, 0.0)

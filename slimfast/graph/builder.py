@@ -1,6 +1,9 @@
 """Builds the rewritten graph: copies calls, inserts selections, placements and shifts for their readers."""
 
+import operator
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,12 +19,14 @@ class Builder:
 
     Attributes:
         cuts: by the name of a narrowed parameter or buffer in the traced network.
+        agreed: by id of a module that is called several times, what its rule decided at the first call.
     """
 
     def __init__(self, traced: fx.GraphModule) -> None:
         self.root = traced
         self.graph = fx.Graph()
         self.cuts: dict[str, Cut] = {}
+        self.agreed: dict[int, Any] = {}
         self._label = ""
         self._like = torch.empty(0)
         self._names = {name for name, _ in traced.named_modules(remove_duplicate=False)}
@@ -37,24 +42,24 @@ class Builder:
         """The call as it was, reading other nodes."""
         return self.graph.node_copy(call.node, lambda node: inputs[node])
 
-    def cut(self, call: Call, name: str, index: Tensor) -> None:
-        """Narrows a parameter or buffer of the call's module to old.flatten()[index], and notes it."""
-        module = call.module
-        assert module is not None
-        old = getattr(module, name)
-        new = old.detach().flatten()[index.to(old.device)]
+    def cut(self, call: Call, name: str, cut: Cut) -> None:
+        """Narrows a parameter or buffer of the call's module, and notes it."""
+        old = getattr(call.module, name)
+        new = cut.apply(old.detach())
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
-        setattr(module, name, new)
-        self.cuts[f"{call.node.target}.{name}"] = Cut(index)
+        setattr(call.module, name, new)
+        self.cuts[f"{call.node.target}.{name}"] = cut
 
     def add(self, call: Call, name: str, amount: Tensor) -> None:
         """Adds float64 numbers to a parameter or buffer after `cut`, and notes it."""
+        if not amount.any():
+            return
         tensor = getattr(call.module, name)
         with torch.no_grad():
             tensor.copy_((tensor.double() + amount.to(tensor.device)).to(tensor.dtype))
         key = f"{call.node.target}.{name}"
-        self.cuts[key] = Cut(self.cuts[key].index, amount)
+        self.cuts[key] = replace(self.cuts[key], added=amount)
 
     def place(self, value: Value, channels: Tensor) -> tuple[fx.Node, Tensor]:
         """A node with exactly these channels, and the offsets still to be added to them, float64 [K]."""
@@ -71,12 +76,34 @@ class Builder:
 
     def whole(self, value: Value) -> fx.Node:
         """A node with every channel of the tensor, as the original graph computed it."""
-        node, offset = self.place(value, torch.ones_like(value.held))
-        return self._shift(node, offset)
+        return self.exactly(value, torch.ones_like(value.held))
 
     def settled(self, value: Value) -> fx.Node:
         """A node with the held channels, offsets added."""
         return self._shift(value.node, value.offset[value.held])
+
+    def exactly(self, value: Value, channels: Tensor) -> fx.Node:
+        """A node with these channels alone, offsets added, constants put in where they are not held."""
+        node, offset = self.place(value, channels)
+        return self._shift(node, offset)
+
+    def at_least(self, value: Value, channels: Tensor) -> tuple[fx.Node, Tensor]:
+        """A node that holds these channels, offsets added, and what it holds: more, if that costs nothing."""
+        if (channels & ~value.held).any():
+            return self.exactly(value, channels), channels
+        return self.settled(value), value.held
+
+    def gather(self, value: Value, index: Tensor, is_view: bool) -> fx.Node:
+        """A node with these held channels, in this order, without their offsets."""
+        positions = (value.held.cumsum(0) - 1)[index]
+        first = int(positions[0])
+        run = torch.equal(positions, torch.arange(first, first + len(positions)))
+        if run and len(positions) == int(value.held.sum()):
+            return value.node
+        if run and is_view:
+            span = (slice(None), slice(first, first + len(positions)))
+            return self.graph.call_function(operator.getitem, (value.node, span))
+        return self._select_positions(value.node, positions)
 
     def carrier(self, value: Value) -> fx.Node:
         """A node of one channel with the tensor's other sizes."""
@@ -88,9 +115,12 @@ class Builder:
     def _select(self, value: Value, read: Tensor) -> fx.Node:
         if not read.any():
             return value.node  # its contents do not matter
-        index = read[value.held].nonzero().flatten().to(self._like.device)
-        key = ("select", value.node, *index.tolist())
-        return self._insert("select", key, value.node, lambda: ChannelSelect(index))
+        return self._select_positions(value.node, read[value.held].nonzero().flatten())
+
+    def _select_positions(self, node: fx.Node, positions: Tensor) -> fx.Node:
+        index = positions.to(self._like.device)
+        key = ("select", node, *positions.tolist())
+        return self._insert("select", key, node, lambda: ChannelSelect(index))
 
     def _shift(self, node: fx.Node, offset: Tensor) -> fx.Node:
         if not offset.any():

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
+
+if TYPE_CHECKING:
+    from slimfast.graph.rules.rule import Rule
 
 
 @dataclass(frozen=True)
@@ -56,25 +60,40 @@ class Value:
 
 @dataclass(frozen=True)
 class Cut:
-    """Where the numbers of a narrowed parameter or buffer come from.
+    """Which numbers of a parameter or buffer are left.
 
-        new = old.flatten()[index] + added
+        new = old.view(sizes)[kept].reshape(shape) + added
 
     Attributes:
-        index: int64, of the new shape: positions in the flattened old tensor.
-        added: of the new shape, what folding constants added; None: nothing.
+        sizes: of a view of the old tensor (of a grouped convolution: groups first).
+        kept: int64 indices of the view's first dimensions, which broadcast against each other.
+        shape: of the new tensor.
+        added: float64 of the new shape, what folding constants added; None: nothing.
     """
 
-    index: Tensor
+    sizes: tuple[int, ...]
+    kept: tuple[Tensor, ...]
+    shape: tuple[int, ...]
     added: Tensor | None = None
 
     @classmethod
-    def rows(cls, shape: torch.Size, *kept: Tensor) -> Cut:
-        """The cut that keeps, of each leading dimension, where `kept` is true."""
-        index = torch.arange(math.prod(shape)).view(shape)
-        for dim, chosen in enumerate(kept):
-            index = index.index_select(dim, chosen.cpu().nonzero().flatten())
-        return cls(index)
+    def of_vector(cls, kept: Tensor) -> Cut:
+        """Of one number per channel, those where `kept`, bool [C], is true."""
+        index = kept.cpu().nonzero().flatten()
+        return cls((len(kept),), (index,), (len(index),))
+
+    def apply(self, old: Tensor) -> Tensor:
+        """The numbers of `old` that are left, without `added`."""
+        kept = tuple(index.to(old.device) for index in self.kept)
+        return old.reshape(self.sizes)[kept].reshape(self.shape)
+
+    def undo(self, new: Tensor, old: Tensor) -> Tensor:
+        """`old` with the numbers that are left as `new` has them, `added` taken off again."""
+        values = new if self.added is None else (new.double() - self.added.to(new.device)).to(new.dtype)
+        result = old.clone().reshape(self.sizes)
+        kept = tuple(index.to(old.device) for index in self.kept)
+        result[kept] = values.to(result).reshape(result[kept].shape)
+        return result.reshape(old.shape)
 
 
 @dataclass(eq=False)
@@ -82,6 +101,8 @@ class Call:
     """One node of the traced graph, with what the analysis finds out about its result.
 
     Attributes:
+        varies: whether the result depends on the inputs of the model.
+        siblings: every call of the same module, this one among them, if it has parameters or buffers.
         wanted: bool [C], the channels whose contents somebody reads; None if nobody reads even the sizes.
         retained: bool [C] of a BatchNorm whose scale is 0 there, but which shall stay.
     """
@@ -89,6 +110,9 @@ class Call:
     node: fx.Node
     module: nn.Module | None
     inputs: list[Call]
+    varies: bool
+    siblings: list[Call] = field(default_factory=list)
+    rule: Rule = field(init=False)
     facts: Channels = field(init=False)
     wanted: Tensor | None = None
     retained: Tensor | None = None
@@ -108,6 +132,11 @@ class Call:
     def features_per_channel(self) -> int:
         """Elements of one sample's channel."""
         return math.prod((self.shape or ())[2:])
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether its module is called several times, so that all calls must agree on what it loses."""
+        return len(self.siblings) > 1
 
     @property
     def wants_contents(self) -> bool:

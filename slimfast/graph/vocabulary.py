@@ -19,8 +19,9 @@ _AVG_POOL = f"{_WINDOW} ceil_mode count_include_pad"
 
 # Constructor arguments by type. One that is a buffer of the module is taken from the stored tensors.
 _LAYERS: list[tuple[str, list[type[nn.Module]]]] = [
-    (_CONV, [nn.Conv1d, nn.Conv2d, nn.Conv3d, own.BorderConv2d]),
+    (_CONV, [nn.Conv1d, nn.Conv2d, nn.Conv3d, own.BorderConv1d, own.BorderConv2d, own.BorderConv3d]),
     (_TRANSPOSED, [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]),
+    (_TRANSPOSED, [own.BorderConvTranspose1d, own.BorderConvTranspose2d, own.BorderConvTranspose3d]),
     ("in_features out_features bias", [nn.Linear]),
     (_NORM, [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm]),
     (_NORM, [nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d]),
@@ -43,13 +44,16 @@ _LAYERS: list[tuple[str, list[type[nn.Module]]]] = [
     ("output_size return_indices", [nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d]),
     ("start_dim end_dim", [nn.Flatten]),
     ("size scale_factor mode align_corners recompute_scale_factor", [nn.Upsample]),
-    ("padding", [nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d]),
+    ("padding", [nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.CircularPad1d, nn.CircularPad2d]),
+    ("padding", [nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d]),
+    ("padding value", [nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d]),
     ("upscale_factor", [nn.PixelShuffle]),
+    ("downscale_factor", [nn.PixelUnshuffle]),
     ("groups", [nn.ChannelShuffle]),
     ("index", [own.ChannelSelect]),
     ("index fill", [own.ChannelPlace]),
     ("bias", [own.ChannelBias]),
-    ("kernel_size stride padding dilation", [own.ShapeCarrier]),
+    ("kernel_size stride padding dilation output_padding", [own.ShapeCarrier]),
 ]
 MODULES: dict[type[nn.Module], tuple[str, ...]] = {
     kind: tuple(arguments.split()) for arguments, kinds in _LAYERS for kind in kinds
@@ -59,17 +63,18 @@ TAKES_TENSORS = (own.ChannelSelect, own.ChannelPlace, own.ChannelBias)
 _OPERATOR = "add sub mul truediv floordiv mod pow neg matmul getitem iadd isub imul itruediv"
 _TORCH = """
     abs add adaptive_avg_pool1d amax avg_pool1d bmm cat chunk clamp concat cos div exp flatten log
-    log_softmax matmul max_pool2d maximum mean minimum mul neg permute pow relu relu_ reshape rsqrt
-    sigmoid sin softmax split sqrt squeeze stack sub sum tanh transpose unsqueeze where
+    amin channel_shuffle log_softmax matmul max_pool2d maximum mean minimum mul neg permute pow relu relu_
+    reshape rsqrt sigmoid sin softmax split sqrt square squeeze stack sub sum tanh transpose unsqueeze where
 """
 _FUNCTIONAL = """
-    adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d celu dropout elu gelu glu hardsigmoid hardswish
-    hardtanh interpolate leaky_relu log_softmax max_pool2d mish normalize pad pixel_shuffle relu relu6
-    selu sigmoid silu softmax softplus tanh
+    adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+    avg_pool2d avg_pool3d celu dropout elu gelu glu hardsigmoid hardswish hardtanh interpolate leaky_relu
+    log_softmax logsigmoid max_pool1d max_pool2d max_pool3d mish normalize pad pixel_shuffle pixel_unshuffle
+    relu relu6 selu sigmoid silu softmax softplus softsign tanh
 """
 _METHODS = """
-    abs add add_ amax chunk clamp clamp_ contiguous dim div div_ exp expand expand_as flatten float log
-    matmul mean mul mul_ neg permute pow relu relu_ repeat reshape reshape_as rsqrt sigmoid sigmoid_ size
+    abs add add_ amax amin chunk clamp clamp_ clone contiguous dim div div_ exp expand expand_as flatten float
+    log matmul mean mul mul_ neg permute pow relu relu_ repeat reshape reshape_as rsqrt sigmoid sigmoid_ size
     softmax split sqrt squeeze sub sub_ sum tanh tanh_ transpose type_as unflatten unsqueeze view view_as
 """
 METHODS: frozenset[str] = frozenset(_METHODS.split())

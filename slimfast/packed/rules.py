@@ -260,7 +260,7 @@ def _global_pool(node: fx.Node, x: object, output_size: object, mean: bool) -> L
 
 def _carrier(node: fx.Node, module: ShapeCarrier) -> Lowered:
     x = node.args[0]
-    if not _shape(x):
+    if not (_shape(x) and module.keeps_size) and not (_are_images(x) and module.output_padding is None):
         return None
     assert isinstance(x, fx.Node)
     return [
@@ -268,10 +268,10 @@ def _carrier(node: fx.Node, module: ShapeCarrier) -> Lowered:
             name=node.name,
             inputs=(x.name,),
             number=0.0,
-            window=module.kernel_size,
-            stride=module.stride,
-            padding=module.padding,
-            dilation=module.dilation,
+            window=_pair(module.kernel_size),
+            stride=_pair(module.stride),
+            padding=_pair(module.padding),
+            dilation=_pair(module.dilation),
         )
     ]
 

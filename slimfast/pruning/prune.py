@@ -65,7 +65,7 @@ def prune(
     policy = Policy(ratio, threshold, importance or magnitude, min_channels, round_to)
     traced = trace(model, example_inputs)
     before = Snapshot.of(traced)
-    pruned = shrink(traced, _set_zeros(model, traced, policy, keep))
+    pruned = shrink(traced, _set_zeros(model, traced, policy, keep)).model
     record_shapes(pruned, example_inputs)
     return PruneResult(pruned, compare(before, Snapshot.of(pruned)))
 

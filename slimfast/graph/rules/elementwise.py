@@ -1,34 +1,80 @@
-"""Operations on each element alone, and those that mix elements of one channel only."""
+"""Operations on each element alone."""
 
-import math
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from slimfast.graph.builder import Builder
-from slimfast.graph.channels import Call, Channels, Value
-from slimfast.graph.rules.rule import Demands, Rule
+from slimfast.graph.channels import Call, Channels, Cut, Value
+from slimfast.graph.rules.rule import Demands, Rule, of_numbers, reads_one_tensor
 
 
 class Elementwise(Rule):
-    """y = f(x): a constant c becomes f(c)."""
+    """y = f(x), other arguments numbers: a constant c becomes f(c), unless that is infinite or NaN."""
 
     def accepts(self, call: Call) -> bool:
-        return _reads_one_tensor(call) and call.shape == call.inputs[0].shape
+        alone = len(call.inputs) == 1 and call.shape == call.inputs[0].shape and call.count > 0
+        return alone and _is_bound(call)
 
     def facts(self, call: Call) -> Channels:
         source = call.inputs[0].facts
-        return Channels.known(source.live, _applied(call, source.value))
+        value = self._applied(call, source.value)
+        return Channels.known(source.live | ~value.isfinite(), value)
 
     def demands(self, call: Call) -> Demands:
-        return [call.wanted]
+        assert call.wanted is not None
+        return [call.wanted & call.inputs[0].facts.live]
 
     def emit(self, call: Call, builder: Builder) -> Value:
         value = call.inputs[0].value
         if not call.wants_contents:
             return Value(value.node, torch.zeros_like(value.held), call.facts.value, value.carrier)
-        node = builder.copy(call, {call.inputs[0].node: builder.settled(value)})
-        return Value(node, value.held, call.facts.value)
+        node, held = builder.at_least(value, call.wanted)
+        result = torch.where(held, 0.0, call.facts.value)
+        return Value(builder.copy(call, {call.inputs[0].node: node}), held, result)
+
+    def _applied(self, call: Call, x: Tensor) -> Tensor:
+        node = call.node
+        if call.module is not None:
+            return call.module(x)  # type: ignore[no-any-return]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda _: x)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)  # type: ignore[no-any-return]
+        return node.target(*args, **kwargs)  # type: ignore[operator, no-any-return]
+
+
+class Dropout(Elementwise):
+    """Passes constants on as in eval mode, where it does nothing."""
+
+    def _applied(self, call: Call, x: Tensor) -> Tensor:
+        return x
+
+
+class PReLU(Rule):
+    """y = max(x, 0) + a min(x, 0): what is negative and constant is live, for a is trained."""
+
+    def accepts(self, call: Call) -> bool:
+        return reads_one_tensor(call) and call.count > 0 and not call.is_shared
+
+    def facts(self, call: Call) -> Channels:
+        source = call.inputs[0].facts
+        return Channels.known(source.live | (source.value < 0), source.value)
+
+    def demands(self, call: Call) -> Demands:
+        assert call.wanted is not None
+        return [call.wanted & call.inputs[0].facts.live]
+
+    def emit(self, call: Call, builder: Builder) -> Value:
+        value, module = call.inputs[0].value, cast(nn.PReLU, call.module)
+        if not call.wants_contents:
+            return Value(value.node, torch.zeros_like(value.held), call.facts.value, value.carrier)
+        node, held = builder.at_least(value, call.wanted)
+        if module.num_parameters > 1:
+            builder.cut(call, "weight", Cut.of_vector(held))
+            module.num_parameters = int(held.sum())
+        result = torch.where(held, 0.0, call.facts.value)
+        return Value(builder.copy(call, {call.inputs[0].node: node}), held, result)
 
 
 class Same(Rule):
@@ -44,122 +90,7 @@ class Same(Rule):
         return call.inputs[0].value
 
 
-class Dropout(Elementwise):
-    """Passes constants on as in eval mode, where it does nothing."""
-
-    def facts(self, call: Call) -> Channels:
-        return call.inputs[0].facts
-
-
-class Pool(Rule):
-    """Mean or maximum over windows inside the image: moves with a constant that is added to a channel."""
-
-    def accepts(self, call: Call) -> bool:
-        shape = call.inputs[0].shape
-        return _reads_one_tensor(call) and shape is not None and len(shape) == 4 and call.count == shape[1]
-
-    def facts(self, call: Call) -> Channels:
-        return call.inputs[0].facts
-
-    def demands(self, call: Call) -> Demands:
-        return [call.wanted]
-
-    def emit(self, call: Call, builder: Builder) -> Value:
-        source, wants = call.inputs[0], call.wants_contents
-        node = builder.copy(
-            call, {source.node: source.value.node if wants else builder.carrier(source.value)}
-        )
-        held = source.value.held if wants else torch.zeros_like(source.value.held)
-        return Value(node, held, source.value.offset, carrier=not wants)
-
-
-class AvgPool(Pool):
-    """Mean over windows; where zeros of the padding count, a constant does not stay one."""
-
-    def accepts(self, call: Call) -> bool:
-        padding, counts_padding, divisor = _avg_pool_arguments(call)
-        padded = any(padding) if isinstance(padding, tuple) else bool(padding)
-        return super().accepts(call) and divisor is None and not (padded and counts_padding)
-
-
-class Mean(Pool):
-    """Mean over all dimensions from 2 on."""
-
-    def accepts(self, call: Call) -> bool:
-        shape = call.inputs[0].shape
-        if not _reads_one_tensor(call) or shape is None or len(shape) != 4:
-            return False
-        dims = call.node.args[1] if len(call.node.args) > 1 else call.node.kwargs.get("dim")
-        return isinstance(dims, tuple | list) and {int(d) % 4 for d in dims} == {2, 3}
-
-
-class Flatten(Rule):
-    """[N, C, *] to [N, C * features]: each channel becomes a run of features."""
-
-    def accepts(self, call: Call) -> bool:
-        if not call.inputs or call.node.args[:1] != (call.inputs[0].node,):
-            return False
-        shape = call.inputs[0].shape
-        if shape is None or len(shape) < 2 or call.shape != (shape[0], math.prod(shape[1:])):
-            return False
-        return call.node.target not in ("view", "reshape", torch.reshape) or _keeps_batch(call)
-
-    def facts(self, call: Call) -> Channels:
-        source, run = call.inputs[0].facts, call.inputs[0].features_per_channel
-        return Channels(source.live.repeat_interleave(run), source.value.repeat_interleave(run))
-
-    def demands(self, call: Call) -> Demands:
-        assert call.wanted is not None
-        sizes: Demands = [None] * (len(call.inputs) - 1)  # of x.view(x.size(0), -1): not needed any more
-        return [call.wanted.view(call.inputs[0].count, -1).any(1), *sizes]
-
-    def emit(self, call: Call, builder: Builder) -> Value:
-        source = call.inputs[0]
-        run = source.features_per_channel
-        held = source.value.held if call.wants_contents else torch.zeros_like(source.value.held)
-        node = builder.graph.call_function(torch.flatten, (source.value.node, 1))
-        return Value(node, held.repeat_interleave(run), source.value.offset.repeat_interleave(run))
-
-
-def _reads_one_tensor(call: Call) -> bool:
-    """Whether the call's first argument is its only node."""
-    return len(call.inputs) == 1 and call.node.args[:1] == (call.inputs[0].node,)
-
-
-def _applied(call: Call, x: Tensor) -> Tensor:
-    node = call.node
-    if call.module is not None:
-        return call.module(x)  # type: ignore[no-any-return]
-    if node.op == "call_method":
-        return getattr(x, str(node.target))(*node.args[1:], **node.kwargs)  # type: ignore[no-any-return]
-    return node.target(x, *node.args[1:], **node.kwargs)  # type: ignore[operator, no-any-return]
-
-
-def _avg_pool_arguments(call: Call) -> tuple[object, bool, int | None]:
-    module = call.module
-    if isinstance(module, nn.AvgPool2d):
-        return module.padding, module.count_include_pad, module.divisor_override
-
-    def arguments(
-        input: fx.Node,
-        kernel_size: object,
-        stride: object = None,
-        padding: object = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ) -> tuple[object, bool, int | None]:
-        del input, kernel_size, stride, ceil_mode
-        return padding, count_include_pad, divisor_override
-
-    return arguments(*call.node.args, **call.node.kwargs)  # type: ignore[arg-type]
-
-
-def _keeps_batch(call: Call) -> bool:
-    """Whether x.view(...) leaves the first dimension alone at any size, not by chance at this one."""
-    sizes = call.node.args[1:]
-    if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
-        sizes = tuple(sizes[0])
-    if len(sizes) != 2 or not isinstance(sizes[1], int):
-        return False
-    return isinstance(sizes[0], fx.Node) or (isinstance(sizes[0], int) and sizes[0] == -1)
+def _is_bound(call: Call) -> bool:
+    """Whether every argument but the tensor is a number, a word or nothing."""
+    rest = [a for a in (*call.node.args, *call.node.kwargs.values()) if a is not call.inputs[0].node]
+    return all(a is None or isinstance(a, int | float | str) for a in rest) and of_numbers(call.inputs[0])

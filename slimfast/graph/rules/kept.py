@@ -6,38 +6,15 @@ import torch
 
 from slimfast.graph.builder import Builder
 from slimfast.graph.channels import Call, Channels, Value
+from slimfast.graph.rules.parts import Gather
 from slimfast.graph.rules.rule import Demands, Rule
 from slimfast.nn import ChannelBias, ChannelPlace, ChannelSelect
 
 
-class Select(Rule):
+class Select(Gather):
     """y[:, j] = x[:, index[j]]."""
 
-    def accepts(self, call: Call) -> bool:
-        index = cast(ChannelSelect, call.module).index
-        return bool((index[1:] > index[:-1]).all())  # kept in order, so that it is a mask
-
-    def facts(self, call: Call) -> Channels:
-        source, index = call.inputs[0].facts, self._index(call)
-        return Channels(source.live[index], source.value[index])
-
-    def demands(self, call: Call) -> Demands:
-        assert call.wanted is not None
-        read = torch.zeros_like(call.inputs[0].facts.live)
-        read[self._index(call)] = call.wanted
-        return [read]
-
-    def emit(self, call: Call, builder: Builder) -> Value:
-        value, index = call.inputs[0].value, self._index(call)
-        [read] = self.demands(call)
-        assert read is not None
-        node, offset = builder.place(value, read)
-        rest = value.offset[index]
-        rest[call.wanted] = offset
-        assert call.wanted is not None
-        return Value(node, call.wanted, rest, value.carrier)
-
-    def _index(self, call: Call) -> torch.Tensor:
+    def index(self, call: Call) -> torch.Tensor:
         return cast(ChannelSelect, call.module).index.cpu()
 
 

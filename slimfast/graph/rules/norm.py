@@ -5,9 +5,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from slimfast.graph.builder import Builder
-from slimfast.graph.channels import Call, Channels, Value
+from slimfast.graph.channels import Call, Channels, Cut, Value
 from slimfast.graph.rules.rule import Demands, Rule
 
 
@@ -22,6 +23,8 @@ class BatchNorm(Rule):
     def facts(self, call: Call) -> Channels:
         module, source = cast(_BatchNorm, call.module), call.inputs[0].facts
         constant = ~source.live & _zero_filters(call.inputs[0])
+        if call.is_shared:
+            constant = torch.zeros_like(constant)
         gamma, beta = _affine(module)
         scale = gamma != 0 if call.retained is None else (gamma != 0) | call.retained
         if not module.track_running_stats:
@@ -40,8 +43,16 @@ class BatchNorm(Rule):
         value = call.inputs[0].value
         if not call.wants_contents:
             return Value(value.node, call.wanted, call.facts.value, value.carrier)
-        node, offset = builder.place(value, call.wanted)
-        _narrow(cast(_BatchNorm, call.module), call.wanted, offset)
+        if call.is_shared:
+            node = builder.exactly(value, call.wanted)
+            if id(call.module) not in builder.agreed:
+                _narrow(call, builder, call.wanted)
+                builder.agreed[id(call.module)] = True
+        else:
+            node, offset = builder.place(value, call.wanted)
+            _narrow(call, builder, call.wanted)
+            if cast(_BatchNorm, call.module).track_running_stats:
+                builder.add(call, "running_mean", -offset)
         return Value(builder.copy(call, {call.inputs[0].node: node}), call.wanted, call.facts.value)
 
 
@@ -57,21 +68,15 @@ def _affine(module: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 def _zero_filters(call: Call) -> Tensor:
     """bool [C]: channels computed by a filter that is zero in every weight."""
-    if not isinstance(call.module, nn.Conv2d | nn.Linear):
-        return torch.zeros(call.count, dtype=torch.bool)
-    return (call.module.weight.detach() == 0).flatten(1).all(1).cpu()
+    module = call.module
+    if isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and not module.transposed):
+        return (module.weight.detach() == 0).flatten(1).all(1).cpu()
+    return torch.zeros(call.count, dtype=torch.bool)
 
 
-def _narrow(module: _BatchNorm, channels: Tensor, offset: Tensor) -> None:
-    """Keeps these channels of x + offset, given x."""
-    for name in ("weight", "bias"):
-        parameter = getattr(module, name)
-        if parameter is not None:
-            kept = parameter.detach()[channels.to(parameter.device)]
-            setattr(module, name, nn.Parameter(kept, requires_grad=parameter.requires_grad))
-    if module.track_running_stats:
-        mean, variance = cast(Tensor, module.running_mean), cast(Tensor, module.running_var)
-        index = channels.to(mean.device)
-        module.running_mean = (mean[index].double() - offset.to(mean.device)).to(mean.dtype)
-        module.running_var = variance[index]
+def _narrow(call: Call, builder: Builder, channels: Tensor) -> None:
+    module, cut = cast(_BatchNorm, call.module), Cut.of_vector(channels)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if getattr(module, name) is not None:
+            builder.cut(call, name, cut)
     module.num_features = int(channels.sum())

@@ -1,9 +1,10 @@
 """What the pass must know about an operation, and the rule for those it knows nothing about."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from slimfast.graph.builder import Builder
 from slimfast.graph.channels import Call, Channels, Value
@@ -49,15 +50,47 @@ class Barrier(Rule):
         return Value(node, call.facts.live, call.facts.value)
 
 
-class Size(Rule):
-    """x.size(d) and x.shape[d] for any dimension d but that of the channels."""
+class Either(Rule):
+    """The first of several rules that accepts the call."""
+
+    def __init__(self, *forms: Rule) -> None:
+        self.forms = forms
 
     def accepts(self, call: Call) -> bool:
-        if call.node.op == "call_method":  # x.size(d)
-            return _is_not_channels(call.node.args[1:], call)
-        if call.node.args[1:] != ("shape",):
+        return self._form(call) is not None
+
+    def facts(self, call: Call) -> Channels:
+        return self._chosen(call).facts(call)
+
+    def demands(self, call: Call) -> Demands:
+        return self._chosen(call).demands(call)
+
+    def emit(self, call: Call, builder: Builder) -> Value:
+        return self._chosen(call).emit(call, builder)
+
+    def _form(self, call: Call) -> Rule | None:
+        return next((form for form in self.forms if form.accepts(call)), None)
+
+    def _chosen(self, call: Call) -> Rule:
+        form = self._form(call)
+        assert form is not None
+        return form
+
+
+class Size(Rule):
+    """Sizes but the number of channels, x.size(d) or taken from x.shape and x.size(); type, device."""
+
+    def accepts(self, call: Call) -> bool:
+        arguments = call.node.args[1:]
+        if not call.inputs or call.inputs[0].shape is None:
             return False
-        return all(_is_not_channels(user.args[1:], call) for user in call.node.users)
+        if call.node.target == "dim" or arguments in (("ndim",), ("dtype",), ("device",)):
+            return True
+        if call.node.op == "call_method" and arguments:  # x.size(d)
+            return _is_not_channels(arguments, call)
+        if call.node.op == "call_function" and arguments != ("shape",):
+            return False
+        return all(_is_indexed(user) and _is_not_channels(user.args[1:], call) for user in call.node.users)
 
     def facts(self, call: Call) -> Channels:
         return Channels.unknown(0)
@@ -70,9 +103,31 @@ class Size(Rule):
         return Value(node, call.facts.live, call.facts.value)
 
 
+def _is_indexed(user: fx.Node) -> bool:
+    return getattr(user.target, "__name__", "") == "getitem"
+
+
 def _is_not_channels(arguments: tuple[object, ...], call: Call) -> bool:
-    """Whether `arguments` is one dimension, and not number 1 of the tensor that the call reads."""
-    shape = call.inputs[0].shape
-    if shape is None or len(arguments) != 1 or not isinstance(arguments[0], int):
-        return False
-    return arguments[0] % len(shape) != 1
+    """Whether `arguments` is a dimension, or a slice of them, without number 1 of the tensor that is read."""
+    [dim] = arguments if len(arguments) == 1 else [None]
+    dims = range(len(call.inputs[0].shape or ()))
+    if isinstance(dim, slice) and all(isinstance(n, int | None) for n in (dim.start, dim.stop, dim.step)):
+        return 1 not in dims[dim]
+    return isinstance(dim, int) and -len(dims) <= dim < len(dims) and dims[dim] != 1
+
+
+def reads_one_tensor(call: Call) -> bool:
+    """Whether the call's first argument is its only node."""
+    return len(call.inputs) == 1 and call.node.args[:1] == (call.inputs[0].node,)
+
+
+def of_numbers(call: Call) -> bool:
+    """Whether the result is a tensor of floating-point numbers."""
+    dtype = call.node.meta.get("dtype")
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
+
+
+def argument(call: Call, position: int, name: str, default: Any) -> Any:
+    """An argument of a function or method, given by position or by name."""
+    node = call.node
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
