@@ -87,8 +87,10 @@ class Builder:
         node, offset = self.place(value, channels)
         return self._shift(node, offset)
 
-    def at_least(self, value: Value, channels: Tensor) -> tuple[fx.Node, Tensor]:
-        """A node that holds these channels, offsets added, and what it holds: more, if that costs nothing."""
+    def at_least(self, call: Call) -> tuple[fx.Node, Tensor]:
+        """The call's first input with its wanted channels, offsets added, or more if that costs nothing."""
+        value, channels = call.inputs[0].value, call.wanted
+        assert channels is not None
         if (channels & ~value.held).any():
             return self.exactly(value, channels), channels
         return self.settled(value), value.held

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from slimfast.graph.rules.rule import Rule
 
 
+def name_of(node: fx.Node) -> str:
+    """Of the function or method that a node calls, "" for other nodes."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
 @dataclass(frozen=True)
 class Channels:
     """The forward fact of each channel: constant everywhere, or live.
@@ -132,6 +137,11 @@ class Call:
     def features_per_channel(self) -> int:
         """Elements of one sample's channel."""
         return math.prod((self.shape or ())[2:])
+
+    @property
+    def operation(self) -> str:
+        """The name of a module's type, a function or a method."""
+        return type(self.module).__name__ if self.module is not None else name_of(self.node)
 
     @property
     def is_shared(self) -> bool:

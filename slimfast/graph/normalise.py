@@ -9,6 +9,8 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from slimfast.graph.channels import name_of
+
 _ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.floordiv}
 _BROADCAST = {*_ARITHMETIC, operator.truediv, torch.add, torch.mul, torch.sub, "add", "mul", "sub"}
 _VIEWS = {"view", "reshape", torch.reshape}
@@ -76,8 +78,10 @@ def _with(arguments: Any, node: fx.Node, number: int) -> Any:
 
 def _replace_shuffle(traced: fx.GraphModule, last: fx.Node) -> None:
     """x.view(N, g, C / g, *).transpose(1, 2).contiguous().view(N, C, *) becomes nn.ChannelShuffle(g)."""
-    swapped = _source(last, lambda n: n.target in _VIEWS or (_name(n) == "flatten" and n.args[1:] == (1, 2)))
-    if swapped is not None and _name(swapped) in ("contiguous", "clone"):
+    swapped = _source(
+        last, lambda n: n.target in _VIEWS or (name_of(n) == "flatten" and n.args[1:] == (1, 2))
+    )
+    if swapped is not None and name_of(swapped) in ("contiguous", "clone"):
         swapped = _source(swapped, lambda n: len(n.args) == 1)
     parted = None if swapped is None else _source(swapped, _swaps_groups)
     x = None if parted is None else _source(parted, lambda n: n.target in _VIEWS)
@@ -102,15 +106,12 @@ def _source(node: fx.Node, accepts: Callable[[fx.Node], bool]) -> fx.Node | None
     return first if isinstance(first, fx.Node) and node.op != "call_module" and accepts(node) else None
 
 
-def _name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-
-
 def _swaps_groups(node: fx.Node) -> bool:
-    if _name(node) == "transpose":
-        return sorted(node.args[1:]) == [1, 2]  # type: ignore[type-var]
-    dims = node.args[1:] if len(node.args) > 2 else node.args[1] if len(node.args) == 2 else ()
-    return _name(node) == "permute" and list(dims) == [0, 2, 1, *range(3, len(list(dims)))]  # type: ignore[call-overload]
+    rest: Any = node.args[1:]
+    if name_of(node) == "transpose":
+        return bool(sorted(rest) == [1, 2])
+    dims = rest[0] if len(rest) == 1 else rest
+    return name_of(node) == "permute" and list(dims) == [0, 2, 1, *range(3, len(dims))]
 
 
 def _follows_sizes(view: fx.Node, channels: int) -> bool:

@@ -22,7 +22,7 @@ _FUNCTIONS: dict[tuple[bool, int], Callable[..., Tensor]] = {
 
 
 class _Border(_ConvNd):
-    """What the convolutions below share.
+    """A convolution over the remaining inputs plus what the removed, constant ones contributed.
 
         y = conv(x, weight) + bias + conv(ones(1, 1, *size), border_weight)
         border_weight[o] = sum_i c_i weight[o, i] over the removed inputs i
@@ -50,7 +50,7 @@ class _Border(_ConvNd):
         **kwargs: Any,
     ) -> None:
         built_on = device if in_channels else "meta"  # torch warns of a weight without elements
-        super().__init__(max(in_channels, 1), out_channels, kernel_size, device=built_on, **kwargs)  # type: ignore[call-arg, arg-type]
+        super().__init__(max(in_channels, 1), out_channels, kernel_size, device=built_on, **kwargs)  # type: ignore[arg-type]
         if self.padding_mode != "zeros":
             raise ValueError(f'{type(self).__name__} takes padding_mode "zeros", got {self.padding_mode!r}')
         sizes = (1, out_channels) if self.transposed else (out_channels, 1)
@@ -90,7 +90,7 @@ class _Border(_ConvNd):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.in_channels:
-            y: Tensor = super().forward(x)  # type: ignore[misc]
+            y: Tensor = super().forward(x)
             return y + self.border_map(x.shape[2:], y.dtype)
         border = self.border_map(x.shape[2:], x.dtype)
         if self.bias is not None:
@@ -113,7 +113,7 @@ class _Border(_ConvNd):
     def _computed_map(self, size: torch.Size) -> Tensor:
         ones = self.border_weight.new_ones(1, 1, *size)
         function = _FUNCTIONS[self.transposed, len(self.kernel_size)]
-        arguments = [self.stride, self.padding]
+        arguments: list[Any] = [self.stride, self.padding]
         arguments += [self.output_padding, 1] if self.transposed else []
         with torch.autocast(ones.device.type, enabled=False):
             return function(ones, self.border_weight, None, *arguments, dilation=self.dilation)
@@ -128,27 +128,27 @@ class _Border(_ConvNd):
 
 
 class BorderConv1d(_Border, nn.Conv1d):
-    __doc__ = _Border.__doc__
+    """nn.Conv1d with a border map."""
 
 
 class BorderConv2d(_Border, nn.Conv2d):
-    __doc__ = _Border.__doc__
+    """nn.Conv2d with a border map."""
 
 
 class BorderConv3d(_Border, nn.Conv3d):
-    __doc__ = _Border.__doc__
+    """nn.Conv3d with a border map."""
 
 
-class BorderConvTranspose1d(_Border, nn.ConvTranspose1d):
-    __doc__ = _Border.__doc__
+class BorderConvTranspose1d(_Border, nn.ConvTranspose1d):  # type: ignore[misc]  # no output_size
+    """nn.ConvTranspose1d with a border map."""
 
 
-class BorderConvTranspose2d(_Border, nn.ConvTranspose2d):
-    __doc__ = _Border.__doc__
+class BorderConvTranspose2d(_Border, nn.ConvTranspose2d):  # type: ignore[misc]  # no output_size
+    """nn.ConvTranspose2d with a border map."""
 
 
-class BorderConvTranspose3d(_Border, nn.ConvTranspose3d):
-    __doc__ = _Border.__doc__
+class BorderConvTranspose3d(_Border, nn.ConvTranspose3d):  # type: ignore[misc]  # no output_size
+    """nn.ConvTranspose3d with a border map."""
 
 
 _CLASSES: dict[tuple[bool, int], type[_Border]] = {

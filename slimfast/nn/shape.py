@@ -40,10 +40,9 @@ class ShapeCarrier(nn.Module):
 
     @property
     def keeps_size(self) -> bool:
-        ones, zeros = (each(self.kernel_size, 1), each(self.stride, 1)), (each(self.padding, 1),)
-        if self.output_padding is not None:
-            zeros += (each(self.output_padding, 1),)
-        return all(n == 1 for size in ones for n in size) and not any(n for size in zeros for n in size)
+        ones = *each(self.kernel_size, 1), *each(self.stride, 1)
+        zeros = *each(self.padding, 1), *each(self.output_padding or 0, 1)
+        return all(n == 1 for n in ones) and not any(zeros)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.keeps_size:

@@ -215,7 +215,7 @@ def _keeps_constants(module: _ConvNd) -> bool:
 def _padding(module: _ConvNd) -> tuple[int, ...]:
     if isinstance(module.padding, str):
         return (0,) if module.padding == "valid" else tuple(n - 1 for n in module.kernel_size)
-    return cast(tuple[int, ...], module.padding)
+    return module.padding
 
 
 def _into_bias(call: Call, builder: Builder, constant: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Elementwise(Rule):
         value = call.inputs[0].value
         if not call.wants_contents:
             return Value(value.node, torch.zeros_like(value.held), call.facts.value, value.carrier)
-        node, held = builder.at_least(value, call.wanted)
+        node, held = builder.at_least(call)
         result = torch.where(held, 0.0, call.facts.value)
         return Value(builder.copy(call, {call.inputs[0].node: node}), held, result)
 
@@ -69,7 +69,7 @@ class PReLU(Rule):
         value, module = call.inputs[0].value, cast(nn.PReLU, call.module)
         if not call.wants_contents:
             return Value(value.node, torch.zeros_like(value.held), call.facts.value, value.carrier)
-        node, held = builder.at_least(value, call.wanted)
+        node, held = builder.at_least(call)
         if module.num_parameters > 1:
             builder.cut(call, "weight", Cut.of_vector(held))
             module.num_parameters = int(held.sum())

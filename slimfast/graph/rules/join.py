@@ -29,7 +29,7 @@ class Pairwise(Rule):
     def facts(self, call: Call) -> Channels:
         (a, a_live), (b, b_live) = (_spread(source.facts, call.count) for source in call.inputs)
         live, value = a_live | b_live, _function(call.node)(a, b)
-        if _name(call.node) == "mul":
+        if call.operation == "mul":
             live = live & ~((a == 0) & ~a_live) & ~((b == 0) & ~b_live)
             value = torch.where(a_live | b_live, 0.0, value)
         return Channels.known(live | ~value.isfinite(), value)
@@ -137,12 +137,8 @@ class CatAcross(Rule):
         return Value(builder.copy(call, nodes), call.wanted, rest, carrier=not call.wants_contents)
 
 
-def _name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-
-
 def _function(node: fx.Node) -> Callable[..., Any]:
-    return getattr(Tensor, node.target) if isinstance(node.target, str) else node.target  # type: ignore[return-value]
+    return getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
 
 
 def _spreads(shape: tuple[int, ...] | None, over: tuple[int, ...] | None) -> bool:

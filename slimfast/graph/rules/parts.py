@@ -60,7 +60,7 @@ class Chunk(Rule):
     def parts(self, call: Call) -> list[Tensor]:
         """int64 channel numbers of each part, where channels are taken apart."""
         size, numbers = argument(call, 1, self._size_name(call), None), torch.arange(call.inputs[0].count)
-        by = cast(Any, torch.chunk if _name(call) == "chunk" else torch.split)
+        by = cast(Any, torch.chunk if call.operation == "chunk" else torch.split)
         return list(by(numbers, size))
 
     def facts(self, call: Call) -> Channels:
@@ -82,7 +82,7 @@ class Chunk(Rule):
         return cast(int, argument(call, 2, "dim", 0))
 
     def _size_name(self, call: Call) -> str:
-        if _name(call) == "chunk":
+        if call.operation == "chunk":
             return "chunks"
         return "split_size" if call.node.op == "call_method" else "split_size_or_sections"
 
@@ -181,11 +181,12 @@ class Shuffle(Gather):
         value = call.inputs[0].value
         if value.held.all():
             node = builder.copy(call, {call.inputs[0].node: value.node})
-            return Value(node, call.facts.live | True, value.offset[self.index(call)])
+            return Value(node, torch.ones_like(value.held), value.offset[self.index(call)])
         return super().emit(call, builder)
 
     def _groups(self, call: Call) -> int:
-        return call.module.groups if call.module is not None else argument(call, 1, "groups", None)  # type: ignore[no-any-return, return-value]
+        groups = argument(call, 1, "groups", None) if call.module is None else call.module.groups
+        return cast(int, groups)
 
 
 class PixelShuffle(Rule):
@@ -246,12 +247,6 @@ class PixelUnshuffle(Rule):
 
     def _run(self, call: Call) -> int:
         return call.count // call.inputs[0].count
-
-
-def _name(call: Call) -> str:
-    return (
-        call.node.target if isinstance(call.node.target, str) else getattr(call.node.target, "__name__", "")
-    )
 
 
 def _takes_part(user: Any) -> bool:

@@ -25,7 +25,7 @@ class Spatial(Rule):
         source, shape = call.inputs[0], call.inputs[0].shape or ()
         first = call.node.args[:1] == (source.node,)
         numbers = all(other.shape is None for other in call.inputs[1:])
-        batched = _DIMS.get(_name(call)[-2:], len(shape)) == len(
+        batched = _DIMS.get(call.operation[-2:], len(shape)) == len(
             shape
         )  # else dimension 1 is none of channels
         return first and numbers and batched and len(shape) > 1 and (call.shape or ())[:2] == shape[:2]
@@ -60,9 +60,9 @@ class Behind(Spatial):
             numbers = tuple(numbers[0])
         if call.node.kwargs or not numbers or not all(isinstance(n, int) for n in numbers):
             return False
-        dims = len(call.inputs[0].shape or ()) + (_name(call) == "unsqueeze")
-        positive = [int(n) % dims for n in numbers]  # type: ignore[call-overload]
-        return positive[:2] == [0, 1] if _name(call) == "permute" else min(positive) >= 2
+        dims = len(call.inputs[0].shape or ()) + (call.operation == "unsqueeze")
+        positive = [n % dims for n in numbers if isinstance(n, int)]
+        return positive[:2] == [0, 1] if call.operation == "permute" else min(positive) >= 2
 
 
 class Padded(Spatial):
@@ -80,7 +80,7 @@ class Padded(Spatial):
         if not call.wants_contents:
             return super().emit(call, builder)
         source, others = call.inputs[0], {other.node: other.value.node for other in call.inputs[1:]}
-        node, held = builder.at_least(source.value, call.wanted)
+        node, held = builder.at_least(call)
         node = builder.copy(call, {source.node: node} | others)
         return Value(node, held, torch.where(held, 0.0, call.facts.value))
 
@@ -195,14 +195,6 @@ class Unflatten(Rule):
         for _ in range(len(call.shape or ()) - 2):
             node = builder.graph.call_function(torch.unsqueeze, (node, -1))
         return Value(node, value.held, value.offset, value.carrier)
-
-
-def _name(call: Call) -> str:
-    if call.module is not None:
-        return type(call.module).__name__
-    return (
-        call.node.target if isinstance(call.node.target, str) else getattr(call.node.target, "__name__", "")
-    )
 
 
 def _keeps_batch(call: Call) -> bool:
