@@ -16,10 +16,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 T = TypeVar("T")
 _LARGEST = 30.0  # beyond this a tensor is divided by 64: products of products stay in range
 _NAME = re.compile(r"\b(?:x|z|t\d+)\b")
-_DEFAULTS = {
-    **{"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "bias": True, "padding_mode": "zeros"},
-    **{"output_padding": 0, "ceil_mode": False, "count_include_pad": True, "value": 0.0, "mode": "constant"},
-    **{"affine": True, "track_running_stats": True, "keepdim": False, "align_corners": False},
+_DEFAULTS: dict[str, object] = {
+    "stride": 1,
+    "padding": 0,
+    "dilation": 1,
+    "groups": 1,
+    "bias": True,
+    "padding_mode": "zeros",
+    "output_padding": 0,
+    "ceil_mode": False,
+    "count_include_pad": True,
+    "value": 0.0,
+    "mode": "constant",
+    "keepdim": False,
+    "affine": True,
+    "track_running_stats": True,
+    "align_corners": False,
 }
 _HEADER = """\
 import torch
@@ -36,7 +48,7 @@ class Net(nn.Module):
 
 
 def fill(net: nn.Module, seed: int) -> nn.Module:
-    """fp64 and random numbers, none of them zero, in every parameter and statistic; they go by name and seed."""
+    """fp64, and random numbers other than 0 in every parameter and statistic; they go by name and seed."""
     net.double()
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
         if tensor.is_floating_point():
@@ -47,7 +59,7 @@ def fill(net: nn.Module, seed: int) -> nn.Module:
 def _draw(name: str, tensor: Tensor, seed: int) -> None:
     generator = torch.Generator().manual_seed(crc32(f"{seed} {name}".encode()))
     tensor.normal_(generator=generator)
-    if name.endswith("running_mean") or name.endswith("bias"):
+    if name.endswith(("running_mean", "bias")):
         tensor /= 2
     elif name.endswith("running_var"):
         tensor.abs_().add_(0.5)
@@ -89,11 +101,11 @@ class Var:
     @property
     def least(self) -> int:
         """The smallest image size."""
-        return min(min(self.sizes[0]), min(self.sizes[1]))
+        return min((*self.sizes[0], *self.sizes[1]), default=0)
 
     @property
     def largest(self) -> int:
-        return max(max(self.sizes[0]), max(self.sizes[1]))
+        return max((*self.sizes[0], *self.sizes[1]), default=0)
 
     @property
     def contiguous(self) -> bool:
@@ -105,13 +117,28 @@ class Program:
     """A network as source: run it, and `net` is there, with all its numbers.
 
     Attributes:
+        fields: `name = constructor` of layers and parameters.
+        lines: targets and expression of each line of `forward`.
+        result: the expression that `forward` returns.
+        setup: what happens to the numbers of `net`.
         checking: keyword arguments of `random_net.check`.
         ops: how often each operation was written.
     """
 
-    source: str
+    fields: tuple[tuple[str, str], ...]
+    lines: tuple[tuple[str, str], ...]
+    result: str
+    setup: tuple[str, ...]
     checking: dict[str, Any]
     ops: Counter[str]
+
+    @property
+    def source(self) -> str:
+        fields = [f"        self.{name} = {constructor}" for name, constructor in self.fields]
+        forward = f"    def forward(self, {', '.join('xz'[: self.checking['inputs']])}):"
+        lines = [f"        {targets} = {expression}" for targets, expression in self.lines]
+        body = [*fields, "", forward, *lines, f"        return {self.result}"]
+        return _HEADER + "\n".join([*body, "", "", *self.setup, ""])
 
     def net(self) -> nn.Module:
         scope: dict[str, Any] = {"__name__": "random_network"}
@@ -122,8 +149,9 @@ class Program:
     def __str__(self) -> str:
         return self.source + call("check", _Verbatim("net"), **self.checking) + "\n"
 
-    def __repr__(self) -> str:
-        return f"a program of {self.source.count(chr(10))} lines"
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What hypothesis shows."""
+        printer.text("see the error")
 
 
 class _Verbatim(str):
@@ -149,13 +177,13 @@ class Writer:
         self.trains = True
         self._holder = nn.Module().eval()
         self._scopes: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-        self._fields: list[str] = []
-        self._lines: list[str] = []
+        self._fields: list[tuple[str, str]] = []
+        self._lines: list[tuple[str, str]] = []
         self._setup: list[str] = []
         self._read: set[str] = set()
         self._count = 0
         self._dead = self.choice([6, 14, 19])  # of 20 scales
-        self._zero_filters = self.chance(20)
+        self._zero_weights = self.chance(20)
         generator = torch.Generator().manual_seed(self.seed)
         for scope, size, batch in zip(self._scopes, sizes, (2, 1), strict=True):
             scope.update(torch=torch, nn=nn, F=F, self=self._holder)
@@ -187,9 +215,9 @@ class Writer:
 
     def assign(self, targets: str, expression: str) -> None:
         """Writes `targets = expression` and runs it on both samples."""
-        self._lines.append(f"{targets} = {expression}")
+        self._lines.append((targets, expression))
         self._read.update(_NAME.findall(expression))
-        code = compile(self._lines[-1], "<line>", "exec")
+        code = compile(f"{targets} = {expression}", "<line>", "exec")
         with torch.no_grad():
             for scope in self._scopes:
                 exec(code, scope)
@@ -232,15 +260,15 @@ class Writer:
     def layer(self, prefix: str, constructor: str) -> str:
         """A new module with random numbers; returns its name, `self.conv3` say."""
         name = self.fresh(prefix)
-        self._fields.append(f"self.{name} = {constructor}")
+        self._fields.append((name, constructor))
         self._holder.add_module(name, eval(constructor, self._scopes[0]).eval())
         self._draw_numbers(name)
         return f"self.{name}"
 
     def parameter(self, prefix: str, *size: int) -> str:
         name = self.fresh(prefix)
-        self._fields.append(f"self.{name} = nn.Parameter(torch.empty({', '.join(map(str, size))}))")
-        self._holder.register_parameter(name, nn.Parameter(torch.empty(size, dtype=torch.float64)))
+        self._fields.append((name, f"nn.Parameter(torch.empty({size}))"))
+        self._holder.register_parameter(name, nn.Parameter(torch.empty(size)))
         self._draw_numbers(name)
         return f"self.{name}"
 
@@ -252,28 +280,28 @@ class Writer:
         """As in detection: the statistics and the scales of this BatchNorm do not change in training."""
         self._set_up(f"{layer.replace('self.', 'net.')}.eval().requires_grad_(False)")
 
-    def zero_scales(self, layer: str) -> None:
-        """Some scales of a BatchNorm become zero: the first, some, all or none."""
+    def zero_scales(self, layer: str, whole: bool = True) -> None:
+        """Some scales of a BatchNorm become zero: the first, some, perhaps all if it may lose the `whole`."""
         module = self._holder.get_submodule(layer.removeprefix("self."))
         assert isinstance(module, _BatchNorm)
-        kind = self.choice(["first", "some", "some", "some", "some", "some", "all", "none"])
-        channels = range(module.num_features)
-        if kind == "some":
-            dead = [c for c in channels if self.integer(0, 19) >= 20 - self._dead]
-        else:
-            dead = {"first": [0], "all": list(channels), "none": []}[kind]
+        count, kind = module.num_features, self.choice(["first", *["some"] * 9, "none", "all"])
+        dead = [c for c in range(count) if kind == "some" and self.integer(0, 19) >= 20 - self._dead]
+        if kind == "all" or len(dead) == count:
+            dead = list(range(count if whole and self.chance(50) else count - 1))
+        if kind == "first":
+            dead = [0][: count if whole else count - 1]
         if dead:
             self._set_up(f"{layer.replace('self.', 'net.')}.weight.data[{dead}] = 0")
 
-    def zero_filters(self, layer: str, outputs: int, inputs: int) -> None:
-        """In some networks, some filters and some input slices of a convolution's weight become zero."""
-        if not self._zero_filters:
+    def zero_weights(self, layer: str, outputs: int, inputs: int) -> None:
+        """In some networks, some filters and input slices of a weight [outputs, inputs, *] become zero."""
+        if not self._zero_weights:
             return
-        for rows, count, share in (("", outputs, 35), (":, ", inputs, 25)):
+        for rows, count, share in (("", outputs, 30), (":, ", inputs, 20)):
             zero = [c for c in range(count) if self.chance(share)]
             if zero:
-                self.trains = False
                 self._set_up(f"{layer.replace('self.', 'net.')}.weight.data[{rows}{zero}] = 0")
+                self.trains = self.trains and bool(rows) and len(zero) < count
 
     def _set_up(self, line: str) -> None:
         self._setup.append(line)
@@ -294,11 +322,10 @@ class Writer:
 
     def program(self, result: str) -> Program:
         """The network that returns the expression `result`."""
-        fields = [f"        {line}\n" for line in self._fields]
-        lines = [f"        {line}\n" for line in [*self._lines, f"return {result}"]]
-        setup = [f"net = fill(Net(), seed={self.seed})\n", *[f"{line}\n" for line in self._setup]]
+        setup = [f"net = fill(Net(), seed={self.seed})", *self._setup]
         if self.chance(40):
-            setup.append("net.eval()\n")
-        parts = [_HEADER, *fields, f"\n    def forward(self, {', '.join(self.inputs)}):\n", *lines, "\n\n"]
+            setup.append("net.eval()")
         checking = {"inputs": len(self.inputs), "sizes": self.sizes, "training": self.trains}
-        return Program("".join([*parts, *setup]), {**checking, "again": self.chance(20)}, self.ops)
+        checking["again"] = self.chance(20)
+        lists = tuple(self._fields), tuple(self._lines), result, tuple(setup)
+        return Program(*lists, checking, self.ops)
