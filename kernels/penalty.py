@@ -180,7 +180,7 @@ def _prox_tl1(z, weight, high, low, a):
     A, B = alpha * ((a - 2 * z) * y), (2 * a - z) * y
     R = alpha * (alpha * (((z - tau) - tau_low) * y))
     s = bound - alpha * (alpha * (rounded * y))
-    for _ in tl.static_range(5):
+    for _ in range(5):
         P, Q = B + 2 * s, A - s * s
         square = Q * Q + 4 * P * R
         root = tl.sqrt(tl.where(square > 0, square, 0.0))
