@@ -92,7 +92,7 @@ def linear(w: Writer, x: Var, width: int, bias: bool | None = None) -> Var:
 def norm(w: Writer, x: Var, hidden: bool = False, whole: bool = True) -> Var:
     """`whole`: it may lose every channel."""
     kinds = ["plain"] * 9 + ["no scale", "frozen"]
-    if x.largest > 1:  # else there may be one value per channel, which torch refuses
+    if x.pixels > 1:  # else there may be one value per channel, which torch refuses
         kinds.append("no statistics")
     kind = w.choice(kinds)
     options = {"affine": kind != "no scale", "track_running_stats": kind != "no statistics"}

@@ -218,7 +218,7 @@ def interpolate(w: Writer) -> None:
         x = w.run("interpolate", f"F.interpolate({x}, size={other}.shape[2:], {keywords})")
         if x.channels == other.channels:
             w.run("add", f"{x} + {other}")
-    elif x.largest > 8:
+    elif x.largest > 8 and x.least > 1:
         w.run("interpolate", call("F.interpolate", x, scale_factor=0.5, **options))
     elif w.chance(50):
         w.apply("interpolate", "up", call("nn.Upsample", scale_factor=2, **options), x)
@@ -263,7 +263,7 @@ def turn(w: Writer) -> None:
 
 def unknown(w: Writer) -> None:
     x = w.pick()
-    forms = [form for form in _UNKNOWN if x.least > 1 or "Norm" not in form]  # it refuses lone numbers
+    forms = [form for form in _UNKNOWN if x.pixels > 1 or "Norm" not in form]  # it refuses lone numbers
     expressed(w, "unknown", w.choice(forms), x)
 
 

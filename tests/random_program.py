@@ -1,5 +1,6 @@
 """Writes random networks as Python source, line by line, and runs every line as it is written."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -106,6 +107,11 @@ class Var:
     @property
     def largest(self) -> int:
         return max((*self.sizes[0], *self.sizes[1]), default=0)
+
+    @property
+    def pixels(self) -> int:
+        """Of the smaller image."""
+        return min(math.prod(size) for size in self.sizes)
 
     @property
     def contiguous(self) -> bool:
