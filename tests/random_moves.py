@@ -11,7 +11,7 @@ from random_joins import (
     spatial_attention,
     squeeze_excite,
 )
-from random_layers import activation, conv, even, expressed, finish, norm
+from random_layers import ACTIVATIONS, activation, conv, even, expressed, finish, norm
 from random_program import Writer, call
 
 JOINS = ("add", "cat", "mul")
@@ -121,7 +121,7 @@ def cut_image(w: Writer) -> None:
 def shuffle(w: Writer) -> None:
     x = even(w, w.pick())
     groups = w.choice([g for g in (2, 4, 3) if x.channels % g == 0])
-    if w.chance(30):
+    if w.chance(45):
         w.apply("ChannelShuffle", "shuffle", f"nn.ChannelShuffle({groups})", x)
         return
     n, c, *sizes = names = [w.fresh(letter) for letter in "nchwd"[: 2 + x.dim]]
@@ -161,7 +161,7 @@ def pad(w: Writer) -> None:
     amounts = [w.choice([1, 0, 2]) for _ in range(2 * x.dim)]
     modes: list[dict[str, object]] = [{}, {"value": 1.0}, {"mode": "replicate"}]
     if x.least > 2:
-        modes += [{"mode": "reflect"}, {"mode": "circular"}]
+        modes += [{"mode": "reflect"}, {"mode": "circular"}] * 2
     mode = w.choice(modes)
     w.count(f"pad {mode.get('mode', mode.get('value', 'zeros'))}")
     if w.chance(25) and mode != {"mode": "circular"}:
@@ -293,9 +293,25 @@ def twice(w: Writer) -> None:
 
 
 MOVES: list[tuple[int, Callable[[Writer], None]]] = [
-    *[(8, chain), (4, preact), (5, residual), (6, join), (4, concatenate), (4, depthwise), (4, grouped)],
-    *[(4, transposed), (4, split), (3, cut), (4, cut_image), (4, shuffle), (4, pixel_shuffle), (6, pad)],
-    *[(6, pool), (2, adaptive_pool), (4, interpolate), (5, squeeze_excite), (3, spatial_attention)],
-    *[(3, reduced), (2, prelu), (3, scalar), (4, parameter), (2, identity), (2, turn), (2, unknown)],
-    *[(1, dropout), (3, twice), (3, pixel_unshuffle), (2, concatenate_images)],
+    *[(8, chain), (4, preact), (5, residual), (8, join), (4, concatenate), (4, depthwise), (4, grouped)],
+    *[(5, transposed), (4, split), (3, cut), (5, cut_image), (5, shuffle), (4, pixel_shuffle), (9, pad)],
+    *[(8, pool), (2, adaptive_pool), (4, interpolate), (6, squeeze_excite), (3, spatial_attention)],
+    *[(4, reduced), (2, prelu), (3, scalar), (4, parameter), (2, identity), (2, turn), (2, unknown)],
+    *[(2, dropout), (3, twice), (3, pixel_unshuffle), (2, concatenate_images)],
 ]
+# What the statistics count: operations, and the arguments that rules tell apart.
+OPERATIONS = {
+    *("Conv1d", "Conv2d", "Conv3d", "stride", "dilation", "padding same", "padding (1, 0)", "grouped"),
+    *("padding reflect", "padding replicate", "padding circular", "depthwise x1", "depthwise x2", "shared"),
+    *("ConvTranspose", "ConvTranspose strided", "ConvTranspose grouped", "Linear", "dropout", "identity"),
+    *("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"),
+    *("BatchNorm no scale", "BatchNorm no statistics", "BatchNorm frozen", "PReLU", "scalar", *ACTIVATIONS),
+    *("add", "sub", "mul", "div", "maximum", "parameter scale", "parameter bias", "cat", "cat spatial"),
+    *("squeeze-excite", "spatial attention", "mean", "amax", "amin", "mean keepdim", "amax keepdim"),
+    *("split", "slice", "split spatial", "slice spatial", "channel shuffle", "ChannelShuffle", "transpose"),
+    *("pixel_shuffle", "pixel_unshuffle", "interpolate", "interpolate nearest", "interpolate linear"),
+    *("pad", "pad zeros", "pad 1.0", "pad reflect", "pad replicate", "pad circular"),
+    *("avg pool", "avg pool padded", "max pool", "max pool padded", "adaptive pool"),
+    *("flatten", "flatten(2)", "view", "squeeze", "unsqueeze", "unknown", "two inputs", "two outputs"),
+    "cat of the head",
+}
