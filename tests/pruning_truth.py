@@ -4,6 +4,9 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from slimfast import models
 
@@ -33,33 +36,79 @@ def kill(model: nn.Module, *prefixes: str) -> nn.Module:
     return model
 
 
-def assert_equal_outputs(masked: nn.Module, pruned: nn.Module, x: Tensor) -> None:
-    """To 1e-9 of the largest output, in the mode that the two are in."""
+def assert_equal_outputs(masked: nn.Module, pruned: nn.Module, *inputs: Tensor) -> None:
+    """Every tensor of the two outputs, to 1e-9 of its largest number, in the mode that the two are in."""
     with torch.no_grad():
-        expected, got = masked(x), pruned(x)
-    assert got.shape == expected.shape
-    assert float((got - expected).abs().max()) <= 1e-9 * float(expected.abs().max())
+        expected, structure = tree_flatten(masked(*inputs))
+        got, same_structure = tree_flatten(pruned(*inputs))
+    assert same_structure == structure
+    for one, other in zip(expected, got, strict=True):
+        assert other.shape == one.shape
+        assert float((other - one).abs().max()) <= 1e-9 * float(one.abs().max())
 
 
-def assert_equal_gradients(masked: nn.Module, pruned: nn.Module, x: Tensor) -> None:
+def assert_equal_gradients(masked: nn.Module, pruned: nn.Module, *inputs: Tensor) -> None:
     """Every gradient of the pruned network, to 1e-9, against that of the same weights in the masked one."""
     for model in (masked, pruned):
         model.zero_grad()
-        (model(x) ** 2).sum().backward()
-    originals = dict(masked.named_parameters())
-    rounding = 1e-12 * max(float(p.grad.abs().max()) for p in originals.values() if p.grad is not None)
+        loss = sum((output**2).sum() for output in tree_leaves(model(*inputs)))
+        if loss.requires_grad:  # else the output is constant
+            loss.backward()
+    originals = dict(masked.named_parameters(remove_duplicate=False))
+    rounding = 1e-12 * max((_largest(p.grad) for p in originals.values() if p.grad is not None), default=0.0)
     for name, parameter in pruned.named_parameters():
-        original = originals[name]
         if not parameter.numel():  # of a convolution whose inputs are all constant
             continue
+        original = originals[name]
         assert original.grad is not None
-        assert parameter.grad is not None
-        expected = original.grad.flatten()
-        if parameter.shape != original.shape:  # random weights are distinct: their values say where they were
-            values, order = original.detach().flatten().sort()
-            expected = expected[order[torch.searchsorted(values, parameter.detach().flatten())]]
-        error = float((parameter.grad.flatten() - expected).abs().max())
-        assert error <= 1e-9 * float(original.grad.abs().max()) + rounding, name
+        index = None if parameter.shape == original.shape else _source(name, masked, pruned)
+        expected = original.grad.flatten() if index is None else original.grad.flatten()[index]
+        if expected.numel() == parameter.numel():  # else a layer without inputs: its bias has no known place
+            got = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            error = _largest(got.flatten() - expected)
+            assert error <= 1e-9 * _largest(original.grad) + rounding, name
+
+
+def _largest(x: Tensor) -> float:
+    return float(x.abs().max())
+
+
+def _source(name: str, masked: nn.Module, pruned: nn.Module) -> Tensor | None:
+    """Where the numbers of a narrowed parameter stood in the flattened original.
+
+    Random numbers are distinct, so their values say it. Those of a bias may have changed, for constants are
+    added to it, and zero scales are all alike: there the layer's weight, or the shifts, tell which channels
+    are left. None: the bias of a layer without inputs, where nothing is left to tell.
+    """
+    path, _, kind = name.rpartition(".")
+    layer = pruned.get_submodule(path)
+    if kind == "weight" and isinstance(layer, _BatchNorm):
+        kind = "bias"
+    if kind == "bias" and isinstance(layer, nn.Linear | _ConvNd):
+        return _output_channels(path, masked, pruned)
+    return _positions(getattr(masked.get_submodule(path), kind), getattr(layer, kind))
+
+
+def _positions(original: Tensor, narrowed: Tensor) -> Tensor:
+    values, order = original.detach().flatten().sort()
+    wanted = narrowed.detach().flatten()
+    index = torch.searchsorted(values, wanted).clamp(max=len(values) - 1)
+    assert torch.equal(values[index], wanted), "a narrowed parameter holds numbers that the original has not"
+    return order[index]
+
+
+def _output_channels(path: str, masked: nn.Module, pruned: nn.Module) -> Tensor | None:
+    """Of a narrowed convolution or linear layer, the numbers that its outputs had."""
+    original, narrowed = masked.get_submodule(path), pruned.get_submodule(path)
+    if not narrowed.weight.numel():
+        return None
+    places = _positions(original.weight, narrowed.weight).view(narrowed.weight.shape)
+    first, second, *_ = torch.unravel_index(places, original.weight.shape)
+    if not isinstance(narrowed, _ConvTransposeNd):
+        return first.flatten(1)[:, 0]
+    group = first // (original.in_channels // original.groups)  # weight [inputs, outputs of one group, ...]
+    outputs = group * original.weight.shape[1] + second
+    return outputs.flatten(2)[:: narrowed.in_channels // narrowed.groups, :, 0].flatten()
 
 
 def parameters_implied(name: str, model: nn.Module) -> int:

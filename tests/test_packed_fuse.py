@@ -110,6 +110,18 @@ def test_chains_of_bn_and_bias_collapse() -> None:
     assert kinds(Net(lambda n, x: n.c(n.b(x)), b=bn(), c=bn())) == ["affine"]
 
 
+@pytest.mark.parametrize("padding", [0, 1])
+def test_bn_without_relu_goes_into_the_convs_behind_it(padding: int) -> None:
+    """Padding, if any, comes after the shift: the border of a padded convolution has none of it."""
+
+    def run(n: Net, x: Tensor) -> Tensor:
+        y = n.b(F.max_pool2d(x, 1))
+        return n.c(y) + n.d(y)
+
+    net = Net(run, b=bn(), c=conv(4, padding=padding), d=conv(4, padding=padding, bias=False))
+    assert kinds(net) == ["pool", "conv", "conv"]
+
+
 def test_residual_is_added_by_the_later_conv() -> None:
     def run(n: Net, x: Tensor) -> Tensor:
         return F.relu(n.b(n.a(x)) + n.d(n.c(x)))
@@ -185,7 +197,9 @@ def test_pre_activation_that_is_also_the_residual_is_computed_once() -> None:
 
 
 def test_bn_without_relu_is_no_prologue() -> None:
-    assert kinds(Net(lambda n, x: n.a(n.b(x)), a=conv(), b=bn())) == ["affine", "conv"]
+    [op] = ops_of(Net(lambda n, x: n.a(n.b(x)), a=conv(), b=bn()))
+    assert isinstance(op, Conv)
+    assert op.scale is None
 
 
 def test_shared_modules() -> None:

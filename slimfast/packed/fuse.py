@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
+import torch
+
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Add, Affine, Conv, Linear, Place, Relu, Select
 from slimfast.packed.program import Program
@@ -84,6 +86,7 @@ def fuse(program: Program) -> Program:
     merge_relu(ops)
     merge_add(ops)
     fold_prologue(ops)
+    fold_shift(ops)
     fold_select(ops)
     return ops.program()
 
@@ -173,6 +176,24 @@ def fold_prologue(ops: Ops) -> None:
         ):
             inputs = (affine.inputs[0], *reader.inputs[1:])
             ops.merge(affine, replace(reader, inputs=inputs, scale=affine.scale, shift=affine.shift))
+
+
+def fold_shift(ops: Ops) -> None:
+    """BatchNorm -> conv, no ReLU between: W (s x + t) = (W s) x + W t, where W t has a border if W pads."""
+    for conv in ops.of(Conv):
+        affine = ops.producer(conv.inputs[0])
+        if not isinstance(affine, Affine) or affine.relu or conv.scale is not None or conv.groups > 1:
+            continue
+        contribution = torch.einsum("oihw,i->ohw", conv.weight, affine.shift)
+        bias, border = conv.bias, conv.border
+        if conv.padding == (0, 0):
+            added = contribution.sum((1, 2))
+            bias = added if bias is None else bias + added
+        else:
+            border = contribution[:, None] if border is None else border + contribution[:, None]
+        weight = conv.weight * affine.scale[:, None, None]
+        inputs = (affine.inputs[0], *conv.inputs[1:])
+        ops.merge(affine, replace(conv, inputs=inputs, weight=weight, bias=bias, border=border))
 
 
 def fold_select(ops: Ops) -> None:

@@ -59,11 +59,13 @@ def count_layers(traced: fx.GraphModule) -> dict[str, LayerCount]:
         params = sum(parameter.numel() for parameter in module.parameters())
         macs = _macs(module, node) + (layers[name].macs if name in layers else 0)
         if params or macs:
-            layers[name] = LayerCount(type(module).__name__, _channels(node), params, macs)
+            layers[name] = LayerCount(type(module).__name__, _channels(node, module), params, macs)
     return layers
 
 
-def _channels(node: fx.Node) -> int:
+def _channels(node: fx.Node, module: nn.Module) -> int:
+    if isinstance(module, nn.Linear):
+        return module.out_features
     shape = node.meta.get("shape", ())
     return shape[1] if len(shape) > 1 else 0
 

@@ -1,4 +1,4 @@
-"""Networks that torch.fx cannot follow and torch.export can: their Python code asks for sizes, or iterates."""
+"""Networks that torch.fx cannot follow and torch.export can: their code asks for sizes, or iterates."""
 
 import torch
 import torch.nn.functional as F

@@ -164,8 +164,7 @@ class StandardisedConv2d(nn.Conv2d):
     """A layer of the user's own: its filters have mean 0 and deviation 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        w = self.weight
-        w = w - w.mean(dim=(1, 2, 3), keepdim=True)
+        w = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
         w = w / (w.std(dim=(1, 2, 3), keepdim=True) + 1e-5)
         return F.conv2d(x, w, self.bias, self.stride, self.padding, self.dilation, self.groups)
 

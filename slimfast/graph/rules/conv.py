@@ -58,9 +58,8 @@ def _emit(call: Call, builder: Builder) -> Value:
     kept = _Kept.balanced(module, call.wanted, read[: len(source.live)], constant)
     presented = torch.zeros_like(read)
     presented[: len(source.live)] = kept.inputs
-    node, offset = builder.place(value, presented)
+    node = builder.exactly(value, presented)  # a live channel's offset is trained with, not folded
     counted = torch.where(kept.inputs, 0.0, source.value)
-    counted[kept.inputs] = offset
     kernel = _contribution(module, counted)[kept.outputs]
     kept.narrow(call, builder)
     result = call.facts.value.clone()

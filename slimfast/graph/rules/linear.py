@@ -39,8 +39,8 @@ class Linear(Rule):
             result = torch.where(call.wanted, 0.0, call.facts.value)
             return Value(builder.copy(call, {source.node: node}), call.wanted, result)
         module, read = cast(nn.Linear, call.module), source.facts.live
-        node, _ = builder.place(source.value, read)
-        constant = module.weight.detach().double().cpu() @ source.value.offset
+        node = builder.exactly(source.value, read)  # a live feature's offset is trained with, not folded
+        constant = module.weight.detach().double().cpu() @ source.facts.value
         _narrow(call, builder, call.wanted, read)
         result = call.facts.value.clone()
         result[call.wanted] = 0.0 if module.bias is not None else constant[call.wanted]
