@@ -27,11 +27,19 @@ def join(w: Writer) -> None:
     x = w.pick()
     y = partner(w, x)
     forms = {
-        "add": ["{x} + {y}", "torch.add({y}, {x})", "{x}.add({y})", "torch.add({x}, {y}, alpha=2)"],
+        "add": [
+            *("{x} + {y}", "torch.add({y}, {x})", "{x}.add({y})", "torch.add({x}, {y}, alpha=2)"),
+            *("sum([{x}, {y}])", "torch.add({x}, other={y})"),
+        ],
         "mul": ["{x} * {y}", "torch.mul({x}, {y})", "{y}.mul({x})"],
         "sub": ["{x} - {y}", "torch.sub({y}, {x})", "{x}.sub({y})"],
         "div": ["{x} / ({y}.abs() + 1)", "torch.div({x}, {y} ** 2 + 0.5)"],
         "maximum": ["torch.maximum({x}, {y})", "torch.max({y}, {x})", "torch.minimum({x}, {y})"],
+        "other joins": [
+            *("torch.stack([{x}, {y}]).mean(0)", "torch.stack([{x}, {y}], 1).flatten(1, 2)"),
+            *("torch.where({x} > 0.1, {x}, {y})", "({x} > 0.1) * {y}", "torch.lerp({x}, {y}, 0.25)"),
+            "torch.addcmul({x}, {y}, {x})",
+        ],
     }
     op = w.choice(list(forms))
     z = w.run(op, w.choice(forms[op]).format(x=x, y=y))
@@ -44,11 +52,10 @@ def concatenate(w: Writer) -> None:
     others = w.like(x, channels=False)
     y = w.choice(others) if others else finish(w, conv(w, x, keep=True))
     parts = [x, y] if w.chance(80) else [y, x, x]
-    form = w.choice(
-        ["torch.cat({p}, 1)", "torch.cat({p}, dim=1)", "torch.concat({p}, 1)", "torch.cat({t}, 1)"]
-    )
+    forms = ["torch.cat({p}, 1)", "torch.cat({p}, dim=1)", "torch.concat({p}, 1)", "torch.cat({t}, 1)"]
+    form = w.choice([*forms, "torch.cat({p}, -{back})", "torch.cat(tensors={p}, dim=1)"])
     if sum(part.channels for part in parts) <= 24:
-        finish(w, w.run("cat", form.format(p=parts, t=tuple(parts))))
+        finish(w, w.run("cat", form.format(p=parts, t=tuple(parts), back=x.dim + 1)))
 
 
 def concatenate_images(w: Writer) -> None:
@@ -56,6 +63,14 @@ def concatenate_images(w: Writer) -> None:
     if x.largest <= 12:
         axis = w.choice(range(2, 2 + x.dim))
         w.run("cat spatial", call("torch.cat", [x, partner(w, x)], axis))
+
+
+def siamese(w: Writer) -> None:
+    """Two batches go through one layer as one."""
+    x = w.pick()
+    both = w.run("cat batch", f"torch.cat({[x, partner(w, x)]}, 0)", hidden=True)
+    both = norm(w, conv(w, both, hidden=True), hidden=True)
+    w.run_many("split batch", w.choice([f"{both}.chunk(2, 0)", f"torch.chunk({both}, 2)"]), 2)
 
 
 def squeeze_excite(w: Writer) -> None:
@@ -125,13 +140,17 @@ def spatial_attention(w: Writer) -> None:
 
 
 def reduced(w: Writer) -> None:
-    """A mean or maximum over some axis, joined with the tensor again."""
+    """A mean or maximum over some axes, joined with the tensor again."""
     x = w.pick()
-    axis = w.choice([-1, 2, tuple(range(2, 2 + x.dim))])
-    op = w.choice(["mean", "amax"])
-    s = w.run(
-        f"{op} keepdim",
-        w.choice([call(f"{x}.{op}", axis, keepdim=True), call(f"torch.{op}", x, axis, keepdim=True)]),
-        True,
-    )
-    w.run("add", w.choice([f"{x} + {s}", f"{s} + {x}"])) if w.chance(50) else w.run("sub", f"{x} - {s}")
+    behind = tuple(range(2, 2 + x.dim))
+    axis = w.choice([-1, 2, behind, (1, *behind), 0, behind[::-1]])
+    op = w.choice(["mean", "amax", "everything"])
+    if op == "everything":
+        w.run("mean of all", w.choice([f"{x} - {x}.mean()", f"{x} / (1 + {x}.abs().mean())"]))
+        return
+    forms = [call(f"{x}.{op}", axis, keepdim=True), call(f"torch.{op}", x, axis, keepdim=True)]
+    s = w.run(f"{op} keepdim", w.choice([*forms, call(f"{x}.{op}", dim=axis, keepdim=True)]), hidden=True)
+    if w.chance(20):
+        s = w.run("add", f"{s} + {x}.amin(1, keepdim=True)", hidden=True)
+    joined = w.choice(["{x} + {s}", "{s} + {x}", "{x} - {s}", "{x} * {s}"])
+    w.run({"+": "add", "-": "sub", "*": "mul"}[joined[4]], joined.format(x=x, s=s))

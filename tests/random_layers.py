@@ -3,7 +3,7 @@
 from random_program import Var, Writer, call
 
 ACTIVATIONS: dict[str, list[str]] = {  # {x}: a function or method; else a module
-    "ReLU": ["F.relu({x})", "nn.ReLU()", "torch.relu({x})", "{x}.relu()"],
+    "ReLU": ["F.relu({x})", "nn.ReLU()", "torch.relu({x})", "{x}.relu()", "F.relu(input={x})"],
     "ReLU6": ["nn.ReLU6()", "F.relu6({x})"],
     "LeakyReLU": ["nn.LeakyReLU(0.2)", "F.leaky_relu({x}, 0.1)", "F.leaky_relu({x}, negative_slope=0.3)"],
     "SiLU": ["nn.SiLU()", "F.silu({x})"],
@@ -14,6 +14,7 @@ ACTIVATIONS: dict[str, list[str]] = {  # {x}: a function or method; else a modul
     "Tanh": ["torch.tanh({x})", "nn.Tanh()", "F.tanh({x})", "{x}.tanh()"],
     "ELU": ["F.elu({x})", "nn.ELU(0.7)", "nn.CELU(0.5)", "nn.SELU()"],
     "Softplus": ["nn.Softplus(beta=2)", "F.softplus({x})", "nn.LogSigmoid()", "F.softsign({x})"],
+    "shrink": ["nn.Softshrink(0.2)", "nn.Tanhshrink()", "nn.Threshold(0.1, 2.0)", "nn.Hardshrink(0.3)"],
     "Mish": ["nn.Mish()", "F.mish({x})"],
     "Hardtanh": ["nn.Hardtanh(-0.5, 2.0)", "F.hardtanh({x})"],
     "in-place": [
@@ -60,6 +61,8 @@ def _window(w: Writer, x: Var) -> dict[str, object]:
     window: dict[str, object] = {"kernel": kernel, "stride": w.choice([1, 1, 2]), "dilation": dilation}
     if padding == 1 and x.dim > 1 and w.chance(50) and dilation * (kernel - 1) + 1 <= x.least:
         return {**window, "padding": (1, *[0] * (x.dim - 1))}
+    if padding == 0 and w.chance(15):
+        return {**window, "padding": "valid"}
     return {**window, "padding": padding, "padding_mode": _mode(w, x, padding)}
 
 
@@ -116,9 +119,9 @@ def activation(w: Writer, x: Var, hidden: bool = False, fresh: bool = False) -> 
 
 
 def expressed(w: Writer, op: str, form: str, x: Var, hidden: bool = False) -> Var:
-    if "{x}" not in form:
-        return w.apply(op, "f", form.format(c=x.channels), x, hidden)
-    return w.run(op, form.format(x=x), hidden)
+    """A `form` in {x}, or the constructor of a module."""
+    code = form.format(x=x, c=x.channels, d=x.dim, ones=", 1" * x.dim)
+    return w.run(op, code, hidden) if "{x}" in form else w.apply(op, "f", code, x, hidden)
 
 
 def finish(w: Writer, x: Var) -> Var:

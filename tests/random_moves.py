@@ -8,6 +8,7 @@ from random_joins import (
     join,
     reduced,
     residual,
+    siamese,
     spatial_attention,
     squeeze_excite,
 )
@@ -30,20 +31,30 @@ _SCALARS = [
     *("torch.clamp({x}, -1, 2)", "{x}.clamp(min=0.1)", "torch.add({x}, 1)", "{x}.mul(0.5)", "torch.abs({x})"),
     *("torch.square({x})", "{x}.neg()", "torch.sub({x}, 1)", "{x}.div(2)", "{x}.pow(3) / 4"),
     *("torch.exp(-{x}.abs())", "torch.sqrt({x}.abs() + 0.1)", "torch.log({x} ** 2 + 1)"),
+    *("{x} / {x}.size(1)", "{x} * {x}.shape[-1] ** -0.5", "torch.mul(input={x}, other=3)"),
 ]
 _UNKNOWN = [
     *("{x}.flip(1)", "torch.softmax({x}, 1)", "{x}.roll(1, 1)", "F.normalize({x}, dim=1)", "{x}.sort(1)[0]"),
-    *(
-        "nn.GroupNorm(1, {c})",
-        "nn.GroupNorm({c}, {c})",
-        "torch.cumsum({x}, 1)",
-        "{x}.flatten(2).view_as({x})",
-    ),
+    *("nn.GroupNorm(1, {c})", "nn.GroupNorm({c}, {c})", "nn.InstanceNorm{d}d({c})", "torch.cumsum({x}, 1)"),
+    *("{x}.flatten(2).view_as({x})", "torch.softmax({x}.flatten(2), -1).view_as({x})"),
+    *("torch.repeat_interleave({x}, 2, 1)", "{x}.repeat(1, 2{ones})", "torch.max({x}, 1, keepdim=True)[0]"),
+    *("F.max_pool{d}d({x}, 1, return_indices=True)[0]", "{x}.max(-1, keepdim=True).values"),
+    *("F.local_response_norm({x}, 3)", "{x}.unbind(1)[0].unsqueeze(1)", "{x}.mean(0, True).expand_as({x})"),
 ]
 
 
 def chain(w: Writer) -> None:
     finish(w, conv(w, w.pick()))
+
+
+def sequential(w: Writer) -> None:
+    """Layers inside a container."""
+    x, width = w.pick(), w.choice([4, 2, 6])
+    conv1 = call(f"nn.Conv{x.dim}d", x.channels, width, 3, padding=1, bias=not w.chance(50))
+    norm1 = f"nn.BatchNorm{x.dim}d({width})"
+    block = w.layer("block", f"nn.Sequential({conv1}, {norm1}, {w.choice(['nn.ReLU()', 'nn.SiLU()'])})")
+    w.zero_scales(f"{block}[1]")
+    w.run("Sequential", f"{block}({x})")
 
 
 def preact(w: Writer) -> None:
@@ -86,9 +97,8 @@ def split(w: Writer) -> None:
     half = x.channels // 2
     rest = [w.integer(1, x.channels - 1)]
     rest.append(x.channels - rest[0])
-    form = w.choice(
-        ["torch.chunk({x}, 2, 1)", "{x}.chunk(2, dim=1)", "{x}.split({half}, 1)", "{x}.split({rest}, 1)"]
-    )
+    forms = ["torch.chunk({x}, 2, 1)", "{x}.chunk(2, dim=1)", "{x}.split({half}, 1)", "{x}.split({rest}, 1)"]
+    form = w.choice([*forms, "torch.split({x}, {rest}, dim=1)", "{x}.tensor_split(2, dim=1)"])
     a, b = w.run_many("split", form.format(x=x, half=half, rest=rest), 2)
     if w.chance(70):
         a = finish(w, conv(w, a, keep=True))
@@ -99,6 +109,7 @@ def cut(w: Writer) -> None:
     x = w.pick()
     at = w.integer(1, x.channels - 1) if x.channels > 1 else 1
     forms = [f"{x}[:, :{at}]", f"{x}[:, -{at}:]", f"{x}[:, ::2]", f"{x}[:, :, ...]"]
+    forms += [f"{x}[:, [0, -1]]", f"{x}[:, 0].unsqueeze(1)", f"{x}.select(1, {at - 1}).unsqueeze(1)"]
     if x.channels > at:
         forms += [f"{x}[:, {at}:]", f"{x}.narrow(1, {at}, 1)", f"{x}[:, {at}:, :]"]
     w.run("slice", w.choice(forms))
@@ -186,7 +197,8 @@ def pool(w: Writer) -> None:
     }
     kind = w.choice(["avg", "max"])
     if kind == "avg":
-        window["count_include_pad"] = w.chance(50)
+        window["count_include_pad"] = not w.chance(50)
+        window["divisor_override"] = w.choice([None, None, None, 3]) if x.dim > 1 else None
     if window["padding"]:
         w.count(f"{kind} pool padded")
     if w.chance(50):
@@ -206,11 +218,12 @@ def adaptive_pool(w: Writer) -> None:
 
 def interpolate(w: Writer) -> None:
     x = w.pick()
-    mode = w.choice(["nearest", ["linear", "bilinear", "trilinear"][x.dim - 1]])
-    options: dict[str, object] = (
-        {"mode": mode} if mode == "nearest" else {"mode": mode, "align_corners": w.chance(50)}
-    )
-    w.count("interpolate " + ("nearest" if mode == "nearest" else "linear"))
+    smooth = [["linear"], ["bilinear", "bicubic"], ["trilinear"]][x.dim - 1]
+    mode = w.choice(["nearest", smooth[0], smooth[-1], "nearest-exact", "area"])
+    options: dict[str, object] = {"mode": mode}
+    if mode in smooth:
+        options["align_corners"] = w.chance(50)
+    w.count("interpolate linear" if mode in smooth else "interpolate nearest")
     others = [t for t in w.tensors if t.sizes != x.sizes]
     if others and w.chance(50):  # as feature pyramids do
         other = w.choice(others[::-1])
@@ -247,7 +260,7 @@ def parameter(w: Writer) -> None:
 
 def identity(w: Writer) -> None:
     x = w.pick()
-    form = w.choice(["nn.Identity()", "{x}.contiguous()", "{x}.clone()"])
+    form = w.choice(["nn.Identity()", "{x}.contiguous()", "{x}.clone()", "{x}.detach()", "{x}.double()"])
     expressed(w, "identity", form, x)
 
 
@@ -255,10 +268,19 @@ def turn(w: Writer) -> None:
     x = w.pick()
     if x.dim > 1:
         axes = (0, 1, 3, 2, 4)[: 2 + x.dim]
-        w.run(
-            "transpose",
-            w.choice([f"{x}.transpose(2, 3)", f"{x}.permute{axes}", f"torch.transpose({x}, -1, -2)"]),
-        )
+        forms = [f"{x}.transpose(2, 3)", f"{x}.permute{axes}", f"torch.transpose({x}, -1, -2)"]
+        w.run("transpose", w.choice([*forms, f"{x}.transpose(dim0=2, dim1=3)"]))
+
+
+def channels_last(w: Writer) -> None:
+    """A matrix product over the channels, which are moved to the end and back."""
+    x = w.pick()
+    width = w.choice([3, x.channels])
+    layer = w.layer("linear", w.choice([f"nn.Linear({x.channels}, {width})", f"nn.LayerNorm({x.channels})"]))
+    behind = range(2, 2 + x.dim)
+    y = w.run("channels last", f"{x}.permute{(0, *behind, 1)}", hidden=True)
+    y = w.run("channels last", f"{layer}({y})", hidden=True)
+    w.run("channels last", f"{y}.permute{(0, 1 + x.dim, *range(1, 1 + x.dim))}")
 
 
 def unknown(w: Writer) -> None:
@@ -268,28 +290,40 @@ def unknown(w: Writer) -> None:
 
 
 def dropout(w: Writer) -> None:
-    x = w.pick()
     w.trains = False
-    expressed(
-        w,
-        "dropout",
-        w.choice(["nn.Dropout(0.3)", f"nn.Dropout{x.dim}d(0.2)", "F.dropout({x}, 0.5, self.training)"]),
-        x,
-    )
+    forms = [
+        "nn.Dropout(0.3)",
+        "nn.Dropout{d}d(0.2)",
+        "F.dropout({x}, 0.5, self.training)",
+        "nn.AlphaDropout()",
+    ]
+    expressed(w, "dropout", w.choice(forms), w.pick())
 
 
 def twice(w: Writer) -> None:
-    """One convolution and BatchNorm, called one after the other or on two tensors."""
+    """A convolution and a BatchNorm called twice, on the way or on two tensors; under one name or two."""
     x = w.pick()
-    layer = w.layer(
-        "shared", call(f"nn.Conv{x.dim}d", x.channels, x.channels, 3, padding=1, bias=not w.chance(50))
-    )
+    constructor = call(f"nn.Conv{x.dim}d", x.channels, x.channels, 3, padding=1, bias=not w.chance(50))
+    layer = w.layer("shared", constructor)
     scale = w.layer("norm", f"nn.BatchNorm{x.dim}d({x.channels})")
     w.zero_scales(scale)
     first = w.run("shared", f"{scale}({layer}({x}))")
     alike = [t for t in w.tensors if t.channels == x.channels]  # of any image size
     second = activation(w, first, fresh=True) if w.chance(60) else w.choice(alike)
+    how = w.choice(["same", "alias", "tied"])
+    if how == "alias":
+        layer = w.layer("alias", layer)
+    elif how == "tied":
+        other = w.layer("tied", constructor)
+        w.set_up(f"{other}.weight = {layer}.weight")
+        layer = other
     w.run("shared", f"{scale}({layer}({second}))")
+
+
+def functional(w: Writer) -> None:
+    """A convolution with a bare parameter."""
+    x = w.pick()
+    w.run("F.conv", f"F.conv{x.dim}d({x}, {w.parameter('kernel', 3, x.channels, *[1] * x.dim)})")
 
 
 MOVES: list[tuple[int, Callable[[Writer], None]]] = [
@@ -297,7 +331,8 @@ MOVES: list[tuple[int, Callable[[Writer], None]]] = [
     *[(5, transposed), (4, split), (3, cut), (5, cut_image), (5, shuffle), (4, pixel_shuffle), (9, pad)],
     *[(8, pool), (2, adaptive_pool), (4, interpolate), (6, squeeze_excite), (3, spatial_attention)],
     *[(4, reduced), (2, prelu), (3, scalar), (4, parameter), (2, identity), (2, turn), (2, unknown)],
-    *[(2, dropout), (3, twice), (3, pixel_unshuffle), (2, concatenate_images)],
+    *[(2, dropout), (4, twice), (3, pixel_unshuffle), (2, concatenate_images), (2, siamese)],
+    *[(2, sequential), (2, channels_last), (2, functional)],
 ]
 # What the statistics count: operations, and the arguments that rules tell apart.
 OPERATIONS = {
@@ -313,5 +348,6 @@ OPERATIONS = {
     *("pad", "pad zeros", "pad 1.0", "pad reflect", "pad replicate", "pad circular"),
     *("avg pool", "avg pool padded", "max pool", "max pool padded", "adaptive pool"),
     *("flatten", "flatten(2)", "view", "squeeze", "unsqueeze", "unknown", "two inputs", "two outputs"),
-    "cat of the head",
+    *("cat of the head", "cat batch", "split batch", "Sequential", "channels last", "F.conv", "other joins"),
+    "mean of all",
 }

@@ -173,7 +173,8 @@ def _head(w: Writer) -> str:
     x = activation(w, x, hidden=True)
     if w.chance(15):
         w.count("two outputs")
-        return w.choice([f"{x}, {ends[-1]}", f"{{'y': {x}, 'features': {ends[-1]}}}"])
+        y = ends[-1]
+        return w.choice([f"{x}, {y}", f"{{'y': {x}, 'features': {y}}}", f"{y}, {x}, {y}"])
     return repr(linear(w, x, 3, bias=True))
 
 

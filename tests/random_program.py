@@ -33,6 +33,7 @@ _DEFAULTS: dict[str, object] = {
     "affine": True,
     "track_running_stats": True,
     "align_corners": False,
+    "divisor_override": None,
 }
 _HEADER = """\
 import torch
@@ -282,13 +283,18 @@ class Writer:
         """A new module, called on `x`."""
         return self.run(op, f"{self.layer(prefix, constructor)}({x})", hidden)
 
+    def set_up(self, line: str) -> None:
+        """Changes the finished network, and what has been written of it."""
+        self._setup.append(line.replace("self.", "net."))
+        exec(line, self._scopes[0])
+
     def freeze(self, layer: str) -> None:
         """As in detection: the statistics and the scales of this BatchNorm do not change in training."""
-        self._set_up(f"{layer.replace('self.', 'net.')}.eval().requires_grad_(False)")
+        self.set_up(f"{layer}.eval().requires_grad_(False)")
 
     def zero_scales(self, layer: str, whole: bool = True) -> None:
         """Some scales of a BatchNorm become zero: the first, some, perhaps all if it may lose the `whole`."""
-        module = self._holder.get_submodule(layer.removeprefix("self."))
+        module = eval(layer, self._scopes[0])
         assert isinstance(module, _BatchNorm)
         count, kind = module.num_features, self.choice(["first", *["some"] * 9, "none", "all"])
         dead = [c for c in range(count) if kind == "some" and self.integer(0, 19) >= 20 - self._dead]
@@ -297,7 +303,7 @@ class Writer:
         if kind == "first":
             dead = [0][: count if whole else count - 1]
         if dead:
-            self._set_up(f"{layer.replace('self.', 'net.')}.weight.data[{dead}] = 0")
+            self.set_up(f"{layer}.weight.data[{dead}] = 0")
 
     def zero_weights(self, layer: str, outputs: int, inputs: int) -> None:
         """In some networks, some filters and input slices of a weight [outputs, inputs, *] become zero."""
@@ -306,12 +312,8 @@ class Writer:
         for rows, count, share in (("", outputs, 30), (":, ", inputs, 20)):
             zero = [c for c in range(count) if self.chance(share)]
             if zero:
-                self._set_up(f"{layer.replace('self.', 'net.')}.weight.data[{rows}{zero}] = 0")
+                self.set_up(f"{layer}.weight.data[{rows}{zero}] = 0")
                 self.trains = self.trains and bool(rows) and len(zero) < count
-
-    def _set_up(self, line: str) -> None:
-        self._setup.append(line)
-        exec(line, {"net": self._holder})
 
     def _draw_numbers(self, name: str) -> None:
         """As `fill` does, for the one module or parameter of this name."""

@@ -83,5 +83,5 @@ def _needed(program: Program) -> Program:
             lines.append((targets, expression))
     fields = tuple(field for field in program.fields if field[0] in needed)
     gone = {name for name, _ in program.fields} - needed
-    setup = tuple(line for line in program.setup if line.removeprefix("net.").split(".")[0] not in gone)
+    setup = tuple(line for line in program.setup if _WORD.findall(line)[1] not in gone)
     return replace(program, lines=tuple(reversed(lines)), fields=fields, setup=setup)
