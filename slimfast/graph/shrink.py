@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, fx
 
 from slimfast.graph.builder import Builder
@@ -48,7 +49,11 @@ def shrink(traced: fx.GraphModule, retained: Mapping[str, Tensor]) -> Shrunk:
     for call in calls:
         if call.wanted is not None or call.node.op == "placeholder":
             builder.begin(call)
-            call.value = call.rule.emit(call, builder)
+            value = call.rule.emit(call, builder)
+            known = (
+                ~call.facts.live & ~value.held
+            )  # also a constant that the input held and the call left out
+            call.value = replace(value, offset=torch.where(known, call.facts.value, value.offset))
     builder.graph.lint()
     pruned = assemble(traced, builder.graph, type(traced).__name__)
     drop_unused(pruned)

@@ -64,7 +64,9 @@ class Add(Pairwise):
         if len(reading) == 1:
             [source] = reading
             other = b if source is a else a
-            offset = torch.where(call.facts.live, source.value.offset + other.facts.value, offset)
+            offset = torch.where(
+                call.facts.live | source.value.held, source.value.offset + other.facts.value, offset
+            )
             return Value(source.value.node, source.value.held, offset)
         if torch.equal(a.value.held, b.value.held):
             held, left, right = a.value.held, a.value.node, b.value.node
