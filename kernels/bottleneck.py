@@ -185,11 +185,6 @@ class Tiles:
     num_stages: int = 2
 
 
-def widest(dtype: torch.dtype) -> int:
-    """Inner channels that registers hold."""
-    return 64 if dtype == torch.float32 else 128
-
-
 def width(channels: int) -> int:
     """The inner channels that the kernel computes for so many: a power of two, 16 at least."""
     return max(16, triton.next_power_of_2(channels))

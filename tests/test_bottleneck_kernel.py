@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from offline import Compiled, compile_all
 from slimfast.kernels import bottleneck as kernels
 
-from slimfast.ops.bottleneck import bottleneck, reference
+from slimfast.ops.bottleneck import bottleneck, reference, widest
 
 POINTERS = [
     *("x_ptr", "w1_ptr", "b1_ptr", "w2_ptr", "b2_ptr", "w3_ptr", "b3_ptr", "scale_ptr", "shift_ptr"),
@@ -120,7 +120,7 @@ def test_compiles_without_spills_on_tensor_cores() -> None:
 
 def widths(dtype: torch.dtype) -> list[tuple[int, int]]:
     """Every pair that the run time takes."""
-    powers = [w for w in (16, 32, 64, 128) if w <= kernels.widest(dtype)]
+    powers = [w for w in (16, 32, 64, 128) if w <= widest(dtype)]
     return [(a, b) for a in powers for b in powers]
 
 

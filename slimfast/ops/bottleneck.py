@@ -36,6 +36,11 @@ define(SCHEMA, reference, compiled=False)
 register_triton("bottleneck", "bottleneck")
 
 
+def widest(dtype: torch.dtype) -> int:
+    """Inner channels, K1 and K2, that a GPU's registers hold; with more the kernel is slow."""
+    return 64 if dtype == torch.float32 else 128
+
+
 def bottleneck(
     x: Tensor,
     w1: Tensor,
@@ -62,7 +67,7 @@ def bottleneck(
 
     Args:
         x: [N, C, H, W], float32, bfloat16 or float16, dense in torch.channels_last.
-        w1: [K1, C, 1, 1], dtype of x, any strides; on a GPU K1 and K2 are at most 128.
+        w1: [K1, C, 1, 1], dtype of x, any strides; K1 and K2 at most `widest`, lest it be slow.
         w2: [K2, K1, 3, 3].
         w3: [O, K2, 1, 1].
         b1, b2, b3: [K1], [K2], [O], or maps [1, channels, H, W] of what each pixel gets; dtype of x.

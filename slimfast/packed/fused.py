@@ -1,11 +1,13 @@
-"""Convolutions on GPUs through torch.ops.slimfast.conv: what one image shape decides is decided once."""
+"""Convolutions on GPUs, by our kernel or by the library: what one image shape decides is decided once."""
 
 from dataclasses import replace
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from slimfast.ops.conv import conv
-from slimfast.packed.ops import Conv
+from slimfast.packed.ops import Affine, Conv
 
 
 class FusedConv:
@@ -37,6 +39,28 @@ class FusedConv:
             dilation=self._op.dilation,
             groups=self._op.groups,
         )
+
+
+class LibraryConv:
+    """The same through torch's own convolution, whose bias, sum and ReLU are kernels of their own."""
+
+    def __init__(self, op: Conv, x: Tensor) -> None:
+        self._op = op = widened(op, x.shape[1])
+        bias = op.bias_for(x)
+        self._vector = bias if bias is not None and bias.dim() == 1 else None
+        self._map = bias if bias is not None and bias.dim() == 4 else None
+        self._prologue = None
+        if op.scale is not None and op.shift is not None:
+            self._prologue = Affine(name="", inputs=("",), scale=op.scale, shift=op.shift, relu=True)
+        self._weight = op.weight.contiguous(memory_format=torch.channels_last)
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        op = self._op
+        x = x if self._prologue is None else self._prologue.run(x)
+        y = F.conv2d(x, self._weight, self._vector, op.stride, op.padding, op.dilation, op.groups)
+        for added in (self._map, residual):
+            y = y if added is None else y.add_(added)
+        return y.relu_() if op.relu else y
 
 
 def widened(op: Conv, count: int) -> Conv:

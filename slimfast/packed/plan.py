@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slimfast.ops.bottleneck import widest
 from slimfast.packed import onednn
-from slimfast.packed.fused import FusedConv
+from slimfast.packed.blocks import Block, FusedBlock, chain, find_blocks
+from slimfast.packed.choose import Run, gpu_seconds, quickest
+from slimfast.packed.fused import FusedConv, LibraryConv
 from slimfast.packed.graph_capture import capture
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Call, Constant, Conv, Flatten
@@ -25,7 +28,8 @@ def plan(program: Program, images: Tensor) -> Callable[[Tensor], Any]:
         images: as they will come, in torch.channels_last.
     """
     if images.is_cuda:
-        return capture(Plan(program, images), images)
+        blocks = find_blocks(program, widest(images.dtype))
+        return capture(Plan(blocks, images), images)
     count = _chunk(program, images)
     return Plan(program, images) if count >= len(images) else Chunks(program, images, count)
 
@@ -110,5 +114,26 @@ def _fastest(op: Op, inputs: Sequence[Any], overwrite: bool) -> Callable[..., An
     if isinstance(op, Conv) and onednn.supports(op, *inputs):
         return onednn.PackedConv(op, inputs[0], overwrite)
     if isinstance(op, Conv) and inputs[0].is_cuda:
-        return FusedConv(op, inputs[0])
+        return quickest(_ways(op, inputs[0]), inputs, gpu_seconds)
+    if isinstance(op, Block):
+        return _fastest_block(op, inputs)
     return op.run
+
+
+def _ways(conv: Conv, x: Tensor) -> dict[str, Run]:
+    return {"torch's convolution": LibraryConv(conv, x), "slimfast's convolution": FusedConv(conv, x)}
+
+
+def _fastest_block(block: Block, inputs: Sequence[Tensor]) -> Run:
+    """One kernel for the block, or the fastest one for each of its convolutions."""
+    steps: list[Run] = []
+    x, *residual = inputs
+    for conv in block.convs:
+        arguments = [x, *residual] if conv is block.convs[-1] else [x]
+        steps.append(quickest(_ways(conv, x), arguments, gpu_seconds))
+        x = steps[-1](*arguments)
+    ways: dict[str, Run] = {
+        "three convolutions": chain(steps),
+        "slimfast's block": FusedBlock(block, inputs[0]),
+    }
+    return quickest(ways, inputs, gpu_seconds)

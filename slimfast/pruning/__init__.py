@@ -15,7 +15,7 @@ from slimfast.pruning.importance import relative as relative
 from slimfast.pruning.importance import synflow as synflow
 from slimfast.pruning.importance import taylor as taylor
 from slimfast.pruning.orthogonality import orthogonality as orthogonality
-from slimfast.pruning.prune import PruneResult as PruneResult
 from slimfast.pruning.prune import prune as prune
 from slimfast.pruning.report import LayerChange as LayerChange
 from slimfast.pruning.report import PruneReport as PruneReport
+from slimfast.pruning.result import PruneResult as PruneResult

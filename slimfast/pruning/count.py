@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 
-from slimfast.graph import trace
+from slimfast.graph import name_of, trace
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVS = {"conv1d", "conv2d", "conv3d"}
+_TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+_PRODUCTS = {"matmul", "bmm", "mm", "linear"}
 
 
 class Count(NamedTuple):
@@ -21,7 +23,7 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerCount:
-    """One module: output channels, parameters, multiply-accumulates per sample over all its calls."""
+    """One module or product: output channels, parameters, multiply-accumulates per sample, of all calls."""
 
     kind: str
     channels: int
@@ -33,7 +35,8 @@ def count(model: nn.Module, example_inputs: object) -> Count:
     """Parameters and multiply-accumulates of a model.
 
     Convolutions and matrix products count, one multiply-accumulate per weight and position it is applied at;
-    biases, normalisation, activations and pooling do not. Buffers are no parameters.
+    biases, normalisation, activations and pooling do not, nor what recurrent and attention layers of torch.nn
+    do inside. Buffers are no parameters.
 
     Args:
         model: any network that `slimfast.graph.trace` can follow; left as it is.
@@ -50,20 +53,27 @@ def count(model: nn.Module, example_inputs: object) -> Count:
 
 
 def count_layers(traced: fx.GraphModule) -> dict[str, LayerCount]:
-    """Every called module that has parameters, by name, in order of the calls. Needs recorded shapes."""
+    """Every called convolution, every other module that has parameters, every product of tensors, by name.
+
+    In order of the calls. A convolution may be left with a border term alone, without parameters. Needs
+    recorded shapes.
+    """
     layers: dict[str, LayerCount] = {}
     for node in traced.graph.nodes:
-        if node.op != "call_module":
-            continue
-        name, module = str(node.target), traced.get_submodule(str(node.target))
-        params = sum(parameter.numel() for parameter in module.parameters())
-        macs = _macs(module, node) + (layers[name].macs if name in layers else 0)
-        if params or macs:
-            layers[name] = LayerCount(type(module).__name__, _channels(node, module), params, macs)
+        if node.op == "call_module":
+            name, module = str(node.target), traced.get_submodule(str(node.target))
+            params = sum(parameter.numel() for parameter in module.parameters())
+            kind, macs = type(module).__name__, _macs(module, node)
+        else:
+            name, module, params = node.name, None, 0
+            kind, macs = name_of(node), _macs_of_function(node)
+        macs += layers[name].macs if name in layers else 0
+        if params or macs or isinstance(module, _ConvNd):
+            layers[name] = LayerCount(kind, _channels(node, module), params, macs)
     return layers
 
 
-def _channels(node: fx.Node, module: nn.Module) -> int:
+def _channels(node: fx.Node, module: nn.Module | None) -> int:
     if isinstance(module, nn.Linear):
         return module.out_features
     shape = node.meta.get("shape", ())
@@ -72,13 +82,24 @@ def _channels(node: fx.Node, module: nn.Module) -> int:
 
 def _macs(module: nn.Module, node: fx.Node) -> int:
     """Multiply-accumulates of one call, per sample."""
-    if isinstance(module, _CONVS):
-        return _elements(node) * math.prod(module.weight.shape[1:])
-    if isinstance(module, _TRANSPOSED):
-        return _elements(node.all_input_nodes[0]) * math.prod(module.weight.shape[1:])
+    if isinstance(module, _ConvNd):
+        positions = node.all_input_nodes[0] if module.transposed else node
+        return int(math.prod(positions.meta["shape"][2:]) * module.weight.numel())
     if isinstance(module, nn.Linear):
         return _elements(node) * module.in_features
     return 0
+
+
+def _macs_of_function(node: fx.Node) -> int:
+    """The same, of a function or method on tensors."""
+    sources = [a.meta["shape"] for a in node.args if isinstance(a, fx.Node) and "shape" in a.meta]
+    name = name_of(node)
+    if len(sources) < 2 or "shape" not in node.meta:
+        return 0
+    if name in _CONVS | _TRANSPOSED:
+        positions = sources[0] if name in _TRANSPOSED else node.meta["shape"]
+        return int(math.prod(positions[2:]) * math.prod(sources[1]))
+    return int(_elements(node) * sources[0][-1]) if name in _PRODUCTS else 0
 
 
 def _elements(node: fx.Node) -> int:

@@ -8,8 +8,9 @@ from torch import nn
 
 from slimfast.graph import trace
 from slimfast.pruning.importance import Importance
-from slimfast.pruning.prune import PruneResult, choosable, prune
+from slimfast.pruning.prune import choosable, prune
 from slimfast.pruning.report import Snapshot, compare
+from slimfast.pruning.result import PruneResult
 from slimfast.pruning.zeros import Policy, share_of
 
 

@@ -1,31 +1,20 @@
 """slimfast.prune: fewer channels, the same outputs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slimfast.graph import record_shapes, shrink, trace
+from slimfast.graph import RETAINED, Account, explain, record_shapes, shrink, trace
 from slimfast.pruning.importance import Importance, magnitude
-from slimfast.pruning.report import PruneReport, Snapshot, compare
+from slimfast.pruning.like import Zeros
+from slimfast.pruning.report import Snapshot, compare
+from slimfast.pruning.restore import Originals
+from slimfast.pruning.result import PruneResult, Trail
 from slimfast.pruning.targets import meet
-from slimfast.pruning.zeros import Policy, choose
-
-
-@dataclass(frozen=True)
-class PruneResult:
-    """What `prune` returns.
-
-    Attributes:
-        model: an ordinary module to train, export and save; module and parameter names are the old ones.
-        report: per layer, before and after; `str()` is a table, `.to_dict()` is JSON.
-    """
-
-    model: fx.GraphModule
-    report: PruneReport
+from slimfast.pruning.zeros import Choice, Policy, choose
 
 
 def prune(
@@ -81,9 +70,16 @@ def prune(
     policy = Policy(ratio, threshold, macs, params, latency, chosen, min_channels, max_ratio, round_to)
     traced = trace(model, example_inputs)
     before = Snapshot.of(traced)
-    pruned = shrink(traced, _set_zeros(model, traced, example_inputs, policy, keep)).model
+    choice = _set_zeros(model, traced, example_inputs, policy, keep)
+    zeros, masked = Zeros.of(model, traced, choice.retained), traced.state_dict()
+    shrunk = shrink(traced, choice.retained)
+    pruned, cuts = shrunk.model, shrunk.cuts
     record_shapes(pruned, example_inputs)
-    return PruneResult(pruned, compare(before, Snapshot.of(pruned)))
+    accounts = explain(shrunk.calls, cuts, zeros.scales())
+    _add_notes(accounts, choice)
+    originals = Originals.of(model, masked, pruned, cuts)
+    trail = Trail(cuts, Trail.references(model), originals, zeros, accounts)
+    return PruneResult(pruned, compare(before, Snapshot.of(pruned)), trail)
 
 
 def choosable(model: nn.Module, traced: fx.GraphModule, keep: Sequence[str]) -> dict[str, _BatchNorm]:
@@ -95,8 +91,8 @@ def choosable(model: nn.Module, traced: fx.GraphModule, keep: Sequence[str]) -> 
 
 def _set_zeros(
     model: nn.Module, traced: fx.GraphModule, example_inputs: object, policy: Policy, keep: Sequence[str]
-) -> dict[str, Tensor]:
-    """Sets the chosen scales of the traced copy to zero; returns which zero ones stay: name to bool [C]."""
+) -> Choice:
+    """Sets the chosen scales of the traced copy to zero; what is returned covers `keep`, too."""
     free = choosable(model, traced, keep)
     if policy.criterion and not free:
         raise ValueError(
@@ -109,7 +105,20 @@ def _set_zeros(
     }
     choice = meet(traced, example_inputs, free, kept, policy) if policy.target else choose(free, policy)
     choice.apply_(free)
-    return choice.retained | kept
+    return Choice(choice.zeros, choice.retained | kept, choice.spared | {name: {} for name in kept})
+
+
+def _add_notes(accounts: dict[str, Account], choice: Choice) -> None:
+    """Which argument of `prune` keeps channels that could have left."""
+    for name, spared in choice.spared.items():
+        account = accounts[name]
+        if RETAINED in account.kept:
+            argument = "round_to" if spared else "keep"
+            said = {RETAINED: f"the scale is 0, but `{argument}` asks for it"}
+            account.kept = {said.get(reason, reason): count for reason, count in account.kept.items()}
+        for argument, number in spared.items():
+            if number:
+                account.notes.append(f"{number} of these would have left but for `{argument}`")
 
 
 def _norms(model: nn.Module, traced: fx.GraphModule) -> dict[str, _BatchNorm]:

@@ -16,10 +16,14 @@ _CRITERIA = ("ratio", "threshold", "macs", "params", "latency")
 
 @dataclass(frozen=True)
 class Choice:
-    """Per BatchNorm, bool [C]: scales to set to zero, and channels that stay although their scale is zero."""
+    """Per BatchNorm, bool [C]: scales to set to zero, and channels that stay although their scale is zero.
+
+    `spared` tells how many candidates keep their scale after all, by the name of the argument that says so.
+    """
 
     zeros: dict[str, Tensor]
     retained: dict[str, Tensor]
+    spared: dict[str, dict[str, int]]
 
     @torch.no_grad()
     def apply_(self, norms: Mapping[str, _BatchNorm]) -> None:
@@ -111,12 +115,13 @@ class Ranking:
         return self._choice({name: score <= limit for name, score in self._scores.items()})
 
     def _choice(self, chosen: Mapping[str, Tensor]) -> Choice:
-        zeros, retained = {}, {}
+        choice = Choice({}, {}, {})
         for name, score in self._scores.items():
             dead = self._dead[name]
-            spared, retained[name] = _spare(score, dead, chosen[name], self._policy)
-            zeros[name] = chosen[name] & ~dead & ~spared
-        return Choice(zeros, retained)
+            found = _spare(score, dead, chosen[name], self._policy)
+            spared, choice.retained[name], choice.spared[name] = found
+            choice.zeros[name] = chosen[name] & ~dead & ~spared
+        return choice
 
 
 def choose(norms: Mapping[str, _BatchNorm], policy: Policy) -> Choice:
@@ -147,16 +152,21 @@ def _scores(importance: Importance, name: str, module: _BatchNorm) -> Tensor:
     return score.detach().double().cpu()
 
 
-def _spare(score: Tensor, dead: Tensor, chosen: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
-    """Of one layer: candidates that keep their scale after all, and dead channels that fill up a multiple."""
+def _spare(
+    score: Tensor, dead: Tensor, chosen: Tensor, policy: Policy
+) -> tuple[Tensor, Tensor, dict[str, int]]:
+    """Of one layer: candidates that keep their scale, dead channels that fill up a multiple, and why."""
     left = int((~dead & ~chosen).sum())
     candidates = (chosen & ~dead).nonzero().flatten()
     candidates = candidates[score[candidates].argsort(descending=True, stable=True)]
-    kept = min(max(left, policy.least_channels(len(score))), left + len(candidates))
-    kept = min(-(-kept // policy.round_to) * policy.round_to, len(score))
+    wanted = policy.least_channels(len(score))
+    least = min(max(left, wanted), left + len(candidates))
+    kept = min(-(-least // policy.round_to) * policy.round_to, len(score))
     spared, retained = torch.zeros_like(dead), torch.zeros_like(dead)
     spared[candidates[: kept - left]] = True
     missing = kept - left - len(candidates)
     if missing > 0:
         retained[dead.nonzero().flatten()[:missing]] = True
-    return spared, retained
+    limit = "min_channels" if wanted == policy.min_channels else "max_ratio"
+    by_round_to = min(kept, left + len(candidates)) - least
+    return spared, retained, {limit: least - left, "round_to": by_round_to}

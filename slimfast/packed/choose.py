@@ -1,0 +1,58 @@
+"""Of several ways to run an op on a GPU, the fastest that is right: measured where it will run."""
+
+import statistics
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Run = Callable[..., Tensor]
+_WARM_UP, _ROUNDS = 3, 9
+
+
+def quickest(
+    candidates: Mapping[str, Run], inputs: Sequence[Tensor], seconds: Callable[[Run, Sequence[Tensor]], float]
+) -> Run:
+    """The candidate that takes least time, of those that agree with the first.
+
+    Each is run and timed in turn, so that what disturbs one disturbs all.
+
+    Args:
+        candidates: by name; the first is the one that the others are compared with.
+        inputs: as they will come.
+        seconds: how long one run takes.
+    """
+    if len(candidates) == 1:
+        return next(iter(candidates.values()))
+    names = list(candidates)
+    expected = candidates[names[0]](*inputs)
+    right = [names[0], *(name for name in names[1:] if _agrees(name, candidates[name], inputs, expected))]
+    times: dict[str, list[float]] = {name: [] for name in right}
+    for i in range(-_WARM_UP, _ROUNDS):
+        for name in right:
+            taken = seconds(candidates[name], inputs)
+            if i >= 0:
+                times[name].append(taken)
+    return candidates[min(right, key=lambda name: statistics.median(times[name]))]
+
+
+def _agrees(name: str, run: Run, inputs: Sequence[Tensor], expected: Tensor) -> bool:
+    """Whether results differ by roundings alone, of TF32 perhaps; what is wrong says so and is left out."""
+    got = run(*inputs)
+    limit = 16 * max(torch.finfo(expected.dtype).eps, 2**-10) * float(expected.abs().max())
+    error = float((got.double() - expected.double()).abs().max()) if got.numel() else 0.0
+    if error <= limit:
+        return True
+    warnings.warn(f"{name} is wrong by {error:.3g} on {expected.device} and not used", stacklevel=2)
+    return False
+
+
+def gpu_seconds(run: Run, inputs: Sequence[Tensor]) -> float:
+    """Device time of one run."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run(*inputs)
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3

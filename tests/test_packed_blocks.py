@@ -1,0 +1,130 @@
+"""Blocks of a program, and the choice among several ways to run an op; timed by a clock of the test's own."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from packed_nets import Net, bn, conv
+from pruning_truth import randomise
+from torch import Tensor, nn
+
+from slimfast import graph, models, prune
+from slimfast.packed.blocks import Block, FusedBlock, chain, find_blocks
+from slimfast.packed.choose import quickest
+from slimfast.packed.fuse import fuse
+from slimfast.packed.fused import FusedConv, LibraryConv
+from slimfast.packed.lower import lower
+from slimfast.packed.ops import Conv
+from slimfast.packed.program import Program
+
+
+def pruned_program(name: str, size: int, dead: float = 0.6) -> tuple[Program, Tensor]:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    model = prune(randomise(models.build(name, num_classes=10), dead=dead), x).model.eval()
+    return fuse(lower(graph.trace(model, x))), x.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("name", "size", "count"), [("resnet164", 16, 51), ("resnet50", 32, 13)])
+def test_blocks_of_pruned_networks(name: str, size: int, count: int) -> None:
+    """All but those with a stride, or with a branch that pruning has emptied; the results are the same."""
+    program, x = pruned_program(name, size)
+    blocks = find_blocks(program, widest=128)
+    blocks.check(3)
+    found = [op for op in blocks.ops if isinstance(op, Block)]
+    assert len(found) >= count - 3
+    assert all(len(conv.weight) <= 128 for op in found for conv in op.convs[:2])
+    torch.testing.assert_close(blocks.run(x), program.run(x), rtol=1e-12, atol=1e-12)
+
+
+def block_net(**changed: nn.Module) -> Program:
+    layers: dict[str, nn.Module] = {
+        "b1": bn(6),
+        "c1": nn.Conv2d(6, 5, 1, bias=False),
+        "b2": bn(5),
+        "c2": conv(5, 3),
+        "b3": bn(3),
+        "c3": nn.Conv2d(3, 6, 1),
+    }
+
+    def run(n: Net, x: Tensor) -> Tensor:
+        y = n.b2(n.c1(n.b1(x).relu())).relu()
+        return x + n.c3(n.b3(n.c2(y)).relu())
+
+    net = Net(run, **(layers | changed))
+    return fuse(lower(graph.trace(net, X)))
+
+
+X = torch.randn(2, 6, 7, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+
+
+def test_a_block_is_what_the_kernel_computes() -> None:
+    program = block_net()
+    [block] = find_blocks(program, widest=8).ops
+    assert isinstance(block, Block)
+    assert block.inputs == ("x", "x")
+    y = FusedBlock(block, X)(X, X)
+    torch.testing.assert_close(y, program.run(X), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"c2": nn.Conv2d(5, 3, 3)},  # other sizes than the residual: the sum is an op of its own
+        {"c2": conv(5, 3, padding=2, dilation=2)},
+        {"c1": nn.Conv2d(6, 5, 1, groups=1), "c2": nn.Conv2d(5, 3, 5, padding=2)},
+    ],
+)
+def test_what_is_no_block(changed: dict[str, nn.Module]) -> None:
+    if "c2" in changed and changed["c2"].padding == (0, 0):
+        program = fuse(lower(graph.trace(nn.Sequential(nn.Conv2d(6, 5, 1), changed["c2"]).double(), X)))
+    else:
+        program = block_net(**changed)
+    assert not any(isinstance(op, Block) for op in find_blocks(program, widest=8).ops)
+
+
+def test_too_wide_for_the_kernel() -> None:
+    assert not any(isinstance(op, Block) for op in find_blocks(block_net(), widest=4).ops)
+
+
+def test_ways_of_a_convolution_agree() -> None:
+    program, x = pruned_program("resnet18", 32)
+    values = {"x": x}
+    for op in program.ops:
+        inputs = [values[name] for name in op.inputs]
+        values[op.name] = op.run(*inputs)
+        if isinstance(op, Conv):
+            for way in (FusedConv(op, inputs[0]), LibraryConv(op, inputs[0])):
+                torch.testing.assert_close(way(*inputs), values[op.name], rtol=1e-10, atol=1e-10)
+
+
+def clock(times: dict[Callable[..., Tensor], float]) -> Callable[..., float]:
+    def seconds(run: Callable[..., Tensor], inputs: Sequence[Tensor]) -> float:
+        run(*inputs)
+        return times[run]
+
+    return seconds
+
+
+def test_the_quickest_that_is_right_is_chosen() -> None:
+    def slow(x: Tensor) -> Tensor:
+        return x + 1
+
+    def fast(x: Tensor) -> Tensor:
+        return x + 1 + 1e-4
+
+    def wrong(x: Tensor) -> Tensor:
+        return x + 2
+
+    times = {slow: 2.0, fast: 1.0, wrong: 0.5}
+    x = [torch.ones(3)]
+    assert quickest({"slow": slow, "fast": fast}, x, clock(times)) is fast
+    assert quickest({"fast": fast, "slow": slow}, x, clock(times)) is fast
+    assert quickest({"slow": slow}, x, clock(times)) is slow
+    with pytest.warns(UserWarning, match="wrong is wrong by 1 on cpu and not used"):
+        assert quickest({"slow": slow, "wrong": wrong}, x, clock(times)) is slow
+
+
+def test_a_chain_adds_the_residual_last() -> None:
+    run = chain([lambda x: 2 * x, lambda x: x + 1, lambda x, r: x - r])
+    assert run(torch.tensor(3.0), torch.tensor(1.0)).item() == 6.0
