@@ -73,5 +73,5 @@ def _backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
     )
 
 
-define(SCHEMA, reference, compiled=False, fake=_fake)
+define(SCHEMA, reference, fake=_fake)
 differentiate("psconv_input_grad", _backward, _setup)

@@ -74,5 +74,5 @@ def _backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
     )
 
 
-define(SCHEMA, reference, compiled=False, fake=_fake)
+define(SCHEMA, reference, fake=_fake)
 differentiate("psconv_weight_grad", _backward, _setup)
