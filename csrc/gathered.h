@@ -23,9 +23,9 @@ constexpr int64_t MOST_COLUMNS = 2 * COLUMNS;
 // Columns of the right matrix that read the same taps.
 template <class A>
 struct Tile {
-  int64_t taps;              // which list
-  std::vector<A> w;          // [number of taps][COLUMNS]
-  int64_t column[COLUMNS];   // of the result; -1: none
+  int64_t taps;             // which list
+  const A* w;               // [number of taps][COLUMNS]
+  int64_t column[COLUMNS];  // of the result; -1: none
 };
 
 // Adds ROWS x (VECTORS * LANES) results to `out` [ROWS][MOST_COLUMNS], all of them in registers meanwhile.
@@ -119,25 +119,26 @@ void multiply(const A* x, const std::vector<int64_t>& rows, const std::vector<st
   first.push_back(tiles.size());
   const int64_t pairs = first.size() - 1, count = rows.size(), step = GROUPS * m.rows;
   torch::stable::parallel_for(0, (count + step - 1) / step * pairs, 1, [&](int64_t begin, int64_t end) {
-    std::vector<A> sums(GROUPS * MOST_ROWS * MOST_COLUMNS);
+    std::vector<A> memory(GROUPS * MOST_ROWS * MOST_COLUMNS);
+    A* sums = memory.data();
     for (int64_t task = begin; task < end; ++task) {
       const int64_t row = task / pairs * step, last = std::min(count, row + step), tile = first[task % pairs];
       const int64_t together = first[task % pairs + 1] - tile;
       const std::vector<int64_t>& list = taps[tiles[tile].taps];
       const int64_t depth = list.size();
-      std::fill(sums.begin(), sums.end(), A(0));
+      std::fill(sums, sums + (last - row + m.rows - 1) / m.rows * m.rows * MOST_COLUMNS, A(0));
       for (int64_t k = 0; k < depth; k += DEPTH) {
-        const A* w[2] = {tiles[tile].w.data() + k * COLUMNS, tiles[tile + together - 1].w.data() + k * COLUMNS};
+        const A* w[2] = {tiles[tile].w + k * COLUMNS, tiles[tile + together - 1].w + k * COLUMNS};
         for (int64_t r = row; r < last; r += m.rows) {
           const A* from[MOST_ROWS];
           for (int64_t i = 0; i < m.rows; ++i) from[i] = x + rows[std::min(r + i, last - 1)];
           (together == 2 ? m.all : m.one)(from, list.data() + k, std::min(DEPTH, depth - k), w,
-                                          sums.data() + (r - row) * MOST_COLUMNS);
+                                          sums + (r - row) * MOST_COLUMNS);
         }
       }
       for (int64_t r = row; r < last; ++r)
         for (int64_t t = 0; t < together; ++t)
-          store(r, tiles[tile + t], sums.data() + (r - row) * MOST_COLUMNS + t * COLUMNS);
+          store(r, tiles[tile + t], sums + (r - row) * MOST_COLUMNS + t * COLUMNS);
     }
   });
 }

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <memory>
 #include <optional>
 
 #include "gathered.h"
@@ -31,7 +32,7 @@ Tensor images(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
 // Numbers of images in the type of the sums, [N, H, W, C] with zeros around each image.
 template <class A>
 struct Padded {
-  std::vector<A> numbers;
+  std::unique_ptr<A[]> numbers;
   int64_t height, width, channels;
 
   template <class T>
@@ -39,11 +40,19 @@ struct Padded {
       : height(x.size(2) + top + bottom), width(x.size(3) + left + right), channels(x.size(1)) {
     const int64_t n = x.size(0), h = x.size(2), w = x.size(3), c = channels;
     const int64_t sn = x.stride(0), sc = x.stride(1), sh = x.stride(2), sw = x.stride(3);
-    numbers.resize(n * height * width * c);
-    torch::stable::parallel_for(0, n * h, 1, [&](int64_t begin, int64_t end) {
+    numbers.reset(new A[n * height * width * c]);
+    torch::stable::parallel_for(0, n * height, 1, [&](int64_t begin, int64_t end) {
       for (int64_t line = begin; line < end; ++line) {
-        const T* in = from + line / h * sn + line % h * sh;
-        A* out = numbers.data() + at(line / h, top + line % h, left);
+        A* out = numbers.get() + at(line / height, line % height, 0);
+        const int64_t row = line % height - top;
+        if (row < 0 || row >= h) {
+          std::fill(out, out + width * c, A(0));
+          continue;
+        }
+        const T* in = from + line / height * sn + row * sh;
+        std::fill(out, out + left * c, A(0));
+        out += left * c;
+        std::fill(out + w * c, out + (w + right) * c, A(0));
         if (sc == 1)
           for (int64_t i = 0; i < w; ++i)
             for (int64_t j = 0; j < c; ++j) out[i * c + j] = static_cast<A>(in[i * sw + j]);
@@ -59,19 +68,51 @@ struct Padded {
   }
 };
 
-// Tiles of the columns that share the list `taps`, column c of tap k being number(c, k).
-template <class A, class Number>
-void add_tiles(std::vector<Tile<A>>& tiles, int64_t taps, int64_t depth, const Numbers& columns, const Number& number) {
-  for (size_t first = 0; first < columns.size(); first += COLUMNS) {
-    Tile<A> tile{taps, std::vector<A>(depth * COLUMNS), {}};
-    for (int64_t j = 0; j < COLUMNS; ++j) {
-      tile.column[j] = first + j < columns.size() ? columns[first + j] : -1;
-      if (tile.column[j] < 0) continue;
-      for (int64_t k = 0; k < depth; ++k) tile.w[k * COLUMNS + j] = number(tile.column[j], k);
-    }
-    tiles.push_back(std::move(tile));
+// The right matrix of a product, tile by tile.
+template <class A>
+struct Tiles {
+  std::vector<Tile<A>> list;
+  std::vector<std::unique_ptr<A[]>> numbers;
+
+  // Adds the columns that share the list `taps`; column c of tap k is number(c, k).
+  template <class Number>
+  void add(int64_t taps, int64_t depth, const Numbers& columns, const Number& number) {
+    const int64_t total = columns.size(), count = (total + COLUMNS - 1) / COLUMNS, start = list.size();
+    numbers.emplace_back(new A[count * depth * COLUMNS]);  // not set to zero first
+    A* w = numbers.back().get();
+    list.resize(start + count);
+    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        A* to = w + t * depth * COLUMNS;
+        const int64_t width = std::min(COLUMNS, total - t * COLUMNS);
+        Tile<A>& tile = list[start + t] = {taps, to, {}};
+        for (int64_t j = 0; j < COLUMNS; ++j) tile.column[j] = j < width ? columns[t * COLUMNS + j] : -1;
+        for (int64_t k = 0; k < depth; ++k)
+          for (int64_t j = 0; j < COLUMNS; ++j) to[k * COLUMNS + j] = j < width ? number(tile.column[j], k) : A(0);
+      }
+    });
   }
-}
+};
+
+// A tensor's numbers: asking torch for a stride takes longer than to add.
+template <class T, int DIMS>
+struct View {
+  const T* numbers = nullptr;
+  int64_t strides[DIMS] = {};
+
+  explicit View(const Tensor* t) {
+    if (!t) return;
+    numbers = static_cast<const T*>(t->const_data_ptr());
+    for (int d = 0; d < DIMS; ++d) strides[d] = t->size(d) == 1 ? 0 : t->stride(d);
+  }
+
+  template <class... Index>
+  T operator()(Index... index) const {
+    int64_t d = 0, at = 0;
+    ((at += index * strides[d++]), ...);
+    return numbers[at];
+  }
+};
 
 template <class T, class A>
 struct Ops {
@@ -89,29 +130,28 @@ struct Ops {
       for (int64_t r = 0; r < height; ++r)
         for (int64_t c = 0; c < width; ++c) rows.push_back(padded.at(i, r * g.stride[0], c * g.stride[1]));
     std::vector<Numbers> taps(s.period);
-    std::vector<Tile<A>> tiles;
+    Tiles<A> tiles;
     const auto filters = Support::by_residue(s.out_residue, s.period);
-    const T* w = data(weight);
+    const View<T, 2> w(&weight);
     for (int64_t a = 0; a < s.period; ++a) {
       for (const Tap& t : s.filters[a])
         taps[a].push_back(padded.at(0, t.row * g.dilation[0], t.column * g.dilation[1]) + t.channel);
-      add_tiles(tiles, a, taps[a].size(), filters[a], [&](int64_t o, int64_t k) {
-        return static_cast<A>(w[o * weight.stride(0) + k * weight.stride(1)]);
+      tiles.add(a, taps[a].size(), filters[a], [&](int64_t o, int64_t k) {
+        return static_cast<A>(w(o, k));
       });
     }
+    const View<T, 1> b(bias);
+    const View<T, 4> more(residual);
     T* out = static_cast<T*>(y.mutable_data_ptr());
     const int64_t pixels = height * width;
-    multiply(padded.numbers.data(), rows, taps, tiles, [&](int64_t row, const Tile<A>& tile, const A* sums) {
-      const int64_t image = row / pixels, h = row / width % height, v = row % width;
+    multiply(padded.numbers.get(), rows, taps, tiles.list, [&](int64_t row, const Tile<A>& tile, const A* sums) {
+      T* pixel = out + row * outputs;
       for (int64_t j = 0; j < COLUMNS && tile.column[j] >= 0; ++j) {
         const int64_t o = tile.column[j];
         A sum = sums[j];
-        if (bias) sum += static_cast<A>(data(*bias)[o * bias->stride(0)]);
-        if (residual)
-          sum += static_cast<A>(data(*residual)[(residual->size(0) > 1 ? image : 0) * residual->stride(0) +
-                                                o * residual->stride(1) + h * residual->stride(2) +
-                                                v * residual->stride(3)]);
-        out[row * outputs + o] = static_cast<T>(relu && sum < 0 ? A(0) : sum);
+        if (b.numbers) sum += static_cast<A>(b(o));
+        if (more.numbers) sum += static_cast<A>(more(row / pixels, o, row / width % height, row % width));
+        pixel[o] = static_cast<T>(relu && sum < 0 ? A(0) : sum);
       }
     });
     return y;
@@ -145,10 +185,10 @@ struct Ops {
           targets.push_back(((i * height + r) * width + c) * inputs);
         }
     std::vector<Numbers> taps(s.period);
-    std::vector<Tile<A>> tiles;
+    Tiles<A> tiles;
     const auto channels = Support::by_residue(s.in_residue, s.period);
     const auto place = places(s);
-    const T* w = data(weight);
+    const View<T, 2> w(&weight);
     for (int64_t b = 0; b < s.period; ++b) {
       Numbers filter, number;  // of each tap
       for (size_t o = 0; o < s.out_residue.size() && !channels[b].empty(); ++o) {
@@ -162,13 +202,13 @@ struct Ops {
           number.push_back(k);
         }
       }
-      add_tiles(tiles, b, taps[b].size(), channels[b], [&](int64_t i, int64_t k) {
+      tiles.add(b, taps[b].size(), channels[b], [&](int64_t i, int64_t k) {
         const int64_t o = filter[k], p = place[s.out_residue[o]][i] + number[k];
-        return static_cast<A>(w[o * weight.stride(0) + p * weight.stride(1)]);
+        return static_cast<A>(w(o, p));
       });
     }
     T* out = static_cast<T*>(x.mutable_data_ptr());
-    multiply(padded.numbers.data(), rows, taps, tiles, [&](int64_t row, const Tile<A>& tile, const A* sums) {
+    multiply(padded.numbers.get(), rows, taps, tiles.list, [&](int64_t row, const Tile<A>& tile, const A* sums) {
       for (int64_t j = 0; j < COLUMNS && tile.column[j] >= 0; ++j)
         out[targets[row] + tile.column[j]] = static_cast<T>(sums[j]);
     });
@@ -198,10 +238,10 @@ struct Ops {
       Numbers rows;
       for (const Tap& t : s.filters[a])
         rows.push_back(padded.at(0, t.row * g.dilation[0], t.column * g.dilation[1]) + t.channel);
-      std::vector<Tile<A>> tiles;
-      add_tiles(tiles, 0, pixels.size(), filters[a],
+      Tiles<A> tiles;
+      tiles.add(0, pixels.size(), filters[a],
                 [&](int64_t o, int64_t p) { return numbers.numbers[p * outputs + o]; });
-      multiply(padded.numbers.data(), rows, {pixels}, tiles, [&](int64_t row, const Tile<A>& tile, const A* sums) {
+      multiply(padded.numbers.get(), rows, {pixels}, tiles.list, [&](int64_t row, const Tile<A>& tile, const A* sums) {
         for (int64_t j = 0; j < COLUMNS && tile.column[j] >= 0; ++j)
           out[tile.column[j] * s.taps + row] = static_cast<T>(sums[j]);
       });
