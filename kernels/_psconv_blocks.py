@@ -16,17 +16,22 @@ Taps = tuple[int, ...]
 Shape = tuple[int, int]  # columns of a tile, inner channels of a window
 
 
-def variants(kernel_size: tuple[int, int], kss: int, period: int, boost: bool) -> tuple[Taps, ...]:
-    """Taps of every variant, as `slimfast.ops.psconv` defines them, up to where they repeat."""
+def patterns(kernel_size: tuple[int, int], kss: int) -> list[Taps]:
+    """The taps of the sparse kernels that `slimfast.ops.psconv` defines."""
     rows, columns = kernel_size
     shapes = [(h, kss // h) for h in range(1, rows + 1) if kss % h == 0 and kss // h <= columns]
     height, width = min(shapes, key=lambda shape: (abs(shape[0] - shape[1]), shape[0]))
     window = [h * columns + w for h in range(height) for w in range(width)]
     corners = [(top, left) for top in range(rows - height + 1) for left in range(columns - width + 1)]
-    sparse = [tuple(top * columns + left + tap for tap in window) for top, left in corners]
+    return [tuple(top * columns + left + tap for tap in window) for top, left in corners]
+
+
+def variants(kernel_size: tuple[int, int], kss: int, period: int, boost: bool) -> tuple[Taps, ...]:
+    """The taps of every variant, up to where they repeat."""
+    sparse = patterns(kernel_size, kss)
     found = [sparse[(v - boost) % len(sparse)] for v in range(period)]
     if boost:
-        found[0] = tuple(range(rows * columns))
+        found[0] = tuple(range(kernel_size[0] * kernel_size[1]))
     divisors = (d for d in range(1, period + 1) if period % d == 0)
     return tuple(found[: next(d for d in divisors if found == found[:d] * (period // d))])
 
@@ -66,6 +71,18 @@ class Layer:
         """int64: kernels of channels with equal class have the same taps."""
         return torch.tensor(residue, dtype=torch.int64) % len(self.support)
 
+    def order(self, classes: Tensor) -> Tensor:
+        """Channels so that those of a class are neighbours: as they are, if they are.
+
+        Else classes whose variants have the same pattern are neighbours too, all but the boosted ones: a tile
+        of several narrow classes has few taps more than one of them.
+        """
+        runs = torch.unique_consecutive(classes)
+        if len(runs) == len(runs.unique()):
+            return torch.arange(len(classes))
+        similar = len(patterns(self.kernel_size, self.kss))
+        return (classes % similar * len(self.support) + classes).argsort(stable=True)
+
     @functools.cached_property
     def places(self) -> Tensor:
         """int64 [classes of filters, Cin, taps]: where a tap is in a filter's packed row, or -1."""
@@ -91,7 +108,7 @@ class Plan:
         columns: int64 [O'], the channel of each column of the result, or None: channels are in place.
         places: int64 [O], the column of each channel.
         table: int32 [phases, tiles, 4]: first column and number of columns, both in units; first window, end.
-        windows: int32 [windows, 3]: first inner channel in units, tap, first column in units.
+        windows: int32 [windows, 2]: first inner channel in units * taps + tap; first column in units.
         weight: int32 [windows, inner channels, columns]: which number of the packed weight, or -1: zero.
     """
 
@@ -137,7 +154,7 @@ def plan(
     cut = _Cut(layer, phases)
     runs = len(torch.unique_consecutive(cut.column_classes))
     best = None
-    for group in (1 << i for i in range(runs.bit_length())):
+    for group in {min(many << i, runs) for i in range(runs.bit_length()) for many in (1, 3)}:
         for width in sorted({shape[1] for shape in shapes}):
             walks = cut.walks(group, width)
             for shape in (shape for shape in shapes if shape[1] == width):
@@ -156,7 +173,7 @@ class _Cut:
         self.phases = phases or (tuple(range(layer.support.shape[1])),)
         sides = layer.out_residue, layer.in_residue
         columns, inner = map(layer.classes, reversed(sides) if self.of_inputs else sides)
-        self.columns, self.inner = _in_blocks(columns), _in_blocks(inner)
+        self.columns, self.inner = layer.order(columns), layer.order(inner)
         self.inner = torch.cat([self.inner, self.inner[-1:].expand(-len(inner) % UNIT)])
         self.column_classes, self.inner_classes = columns[self.columns], inner[self.inner]
 
@@ -191,7 +208,7 @@ class _Cut:
                     columns.append(_filled(channels, units * UNIT))
                 at = first_unit[start]
                 table.append((at, units, len(windows), len(windows) + len(walk)))
-                windows += [(unit, tap, at) for unit, tap in walk]
+                windows += [(unit * self.layer.support.shape[1] + tap, at) for unit, tap in walk]
                 weight.append(self._numbers(channels, walk, shape))
         order = torch.cat(columns)
         there = (order >= 0).nonzero().flatten()
@@ -202,7 +219,7 @@ class _Cut:
             _unless_in_place(order, device),
             torch.empty_like(there).index_copy(0, order[there], there).to(device),
             torch.tensor(table, dtype=torch.int32).view(len(self.phases), -1, 4).to(device),
-            torch.tensor(windows, dtype=torch.int32).view(-1, 3).to(device),
+            torch.tensor(windows, dtype=torch.int32).view(-1, 2).to(device),
             torch.cat(weight).int().to(device),
         )
 
@@ -230,12 +247,6 @@ def _walk(there: Tensor, taps: Taps, width: int) -> Walk:
                 found.append((unit, tap))
                 end = unit + width
     return sorted(found)
-
-
-def _in_blocks(classes: Tensor) -> Tensor:
-    """An order in which channels of a class are neighbours: as they are, if they are."""
-    runs = torch.unique_consecutive(classes)
-    return torch.arange(len(classes)) if len(runs) == len(runs.unique()) else classes.argsort(stable=True)
 
 
 def _filled(channels: Tensor, size: int) -> Tensor:

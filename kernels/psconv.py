@@ -14,6 +14,8 @@ import triton.language as tl
 from slimfast.kernels._psconv_blocks import UNIT, Layer, Plan, Shape, plan
 from torch import Tensor
 
+BLOCK = 1024  # numbers of a program of gather_kernel
+
 
 @triton.jit
 def psconv_kernel(
@@ -23,7 +25,7 @@ def psconv_kernel(
     residual_ptr,  # [RESIDUAL_ROWS, Y_UNITS * UNIT], or None
     y_ptr,  # [N, OH, OW, Y_UNITS * UNIT]
     table_ptr,  # int32 [phases, TILES, 4]: first column, columns, both in units; first window, end
-    windows_ptr,  # int32 [windows, 3]: first input channel in units, tap
+    windows_ptr,  # int32 [windows, 2]: first input channel in units * TAPS + tap
     ROWS,  # N * GRID_H * GRID_W
     H,
     W,
@@ -35,6 +37,7 @@ def psconv_kernel(
     X_UNITS,
     Y_UNITS,
     RESIDUAL_ROWS,
+    TAPS: tl.constexpr,
     TAPS_W: tl.constexpr,
     STRIDE_H: tl.constexpr,
     STRIDE_W: tl.constexpr,
@@ -62,26 +65,30 @@ def psconv_kernel(
     o_h, o_w, image = o_m // GRID_W % GRID_H, o_m % GRID_W, o_m // (GRID_W * GRID_H)
     m_m = o_m < ROWS
     if TRANSPOSED:  # pixels of a phase are those that the same taps reach
-        o_h, o_w = o_h * STRIDE_H + phase // STRIDE_W, o_w * STRIDE_W + phase % STRIDE_W
+        top, left, phase_h, phase_w = o_h, o_w, phase // STRIDE_W, phase % STRIDE_W
+        o_h, o_w = o_h * STRIDE_H + phase_h, o_w * STRIDE_W + phase_w
         m_m &= (o_h < OH) & (o_w < OW)
-        top, left = o_h + PAD_H, o_w + PAD_W
     else:
         top, left = o_h * STRIDE_H - PAD_H, o_w * STRIDE_W - PAD_W
+    C = X_UNITS * UNIT
+    o_x = ((image.to(tl.int64) * H + top) * W + left) * C
     acc = tl.zeros((BM, BN), dtype=ACC)
+    upcoming = tl.load(windows_ptr + 2 * begin, mask=begin < end, other=0)
     for k in range(begin, end):
-        o_c = tl.load(windows_ptr + 3 * k) * UNIT + tl.arange(0, BK)
-        tap = tl.load(windows_ptr + 3 * k + 1)
-        if TRANSPOSED:
-            h = (top - tap // TAPS_W * DIL_H) // STRIDE_H
-            w = (left - tap % TAPS_W * DIL_W) // STRIDE_W
+        window = upcoming  # so that no load of this step waits for another
+        upcoming = tl.load(windows_ptr + 2 * (k + 1), mask=k + 1 < end, other=0)
+        o_c = window // TAPS * UNIT + tl.arange(0, BK)
+        tap_h, tap_w = window % TAPS // TAPS_W * DIL_H, window % TAPS % TAPS_W * DIL_W
+        if TRANSPOSED:  # these divisions leave no rest
+            down, right = (phase_h + PAD_H - tap_h) // STRIDE_H, (phase_w + PAD_W - tap_w) // STRIDE_W
         else:
-            h, w = top + tap // TAPS_W * DIL_H, left + tap % TAPS_W * DIL_W
+            down, right = tap_h, tap_w
+        h, w = top + down, left + right
         inside = m_m & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-        o_x = ((image.to(tl.int64) * H + h) * W + w) * (X_UNITS * UNIT)
-        m_a = inside[:, None] & (o_c < X_UNITS * UNIT)[None, :]
-        a = tl.load(x_ptr + o_x[:, None] + o_c[None, :], mask=m_a, other=0.0)
-        o_k = (k * BK + tl.arange(0, BK)) * BN
-        b = tl.load(w_ptr + o_k[:, None] + tl.arange(0, BN)[None, :])
+        o_k = o_c + (down * W + right) * C
+        a = tl.load(x_ptr + o_x[:, None] + o_k[None, :], mask=inside[:, None] & (o_c < C)[None, :], other=0.0)
+        o_b = (k * BK + tl.arange(0, BK)) * BN
+        b = tl.load(w_ptr + o_b[:, None] + tl.arange(0, BN)[None, :])
         if WIDEN:
             a, b = a.to(ACC), b.to(ACC)
         if DOUBLE:
@@ -132,9 +139,9 @@ class Tiles:
 
     @property
     def num_warps(self) -> int:
-        """As many as have 16 bytes each of the smallest tile; 8 for a tile whose sums would fill 4."""
+        """As many as have 16 bytes each of the smallest tile; no thread has over 64 sums."""
         least = min(self.BM * self.BN, self.BM * self.BK, self.BN * self.BK)
-        return min(max(least // 256, 1), 8 if self.BM * self.BN > 128 * 64 else 4)
+        return min(max(least // 256, 1), 8 if self.BM * self.BN >= 128 * 64 else 4)
 
     num_stages = 3
 
@@ -152,12 +159,12 @@ def shapes(dtype: torch.dtype) -> tuple[Shape, ...]:
 
 
 def heights(dtype: torch.dtype) -> tuple[int, ...]:
-    """Rows of a tile that there are for a dtype, the fastest first."""
+    """Rows of a tile that there are for a dtype."""
     return (16,) if dtype == torch.float64 else (128, 64, 32)
 
 
 def tiles(rows: int, columns: int, shape: Shape, dtype: torch.dtype) -> Tiles:
-    """As high as leaves a program for every multiprocessor.
+    """The height at which each of an H100's 132 multiprocessors moves least into its shared memory.
 
     Args:
         rows: pixels of all images.
@@ -165,9 +172,11 @@ def tiles(rows: int, columns: int, shape: Shape, dtype: torch.dtype) -> Tiles:
         shape: one of `shapes`.
         dtype: of the images.
     """
-    multiprocessors = 132  # of an H100
-    enough = (bm for bm in heights(dtype) if triton.cdiv(rows, bm) * columns >= multiprocessors)
-    return Tiles(next(enough, heights(dtype)[-1]), *shape)
+
+    def moved(height: int) -> float:
+        return max(triton.cdiv(rows, height) * columns / 132, 1.0) * (height + shape[0])
+
+    return Tiles(min(heights(dtype), key=moved), *shape)
 
 
 def price(shape: Shape) -> int:
@@ -206,9 +215,7 @@ def launch(
     added = None if residual is None else list(residual.shape)
     if added is not None and added not in ([n, len(out_residue), *size] for n in (1, len(x))):
         raise RuntimeError(f"psconv: residual {added} does not fit the result's {[len(out_residue), *size]}")
-    return multiply(
-        x, weight, bias, residual, relu, how, size, kernel_size[1], stride, padding, dilation, False
-    )
+    return multiply(x, weight, bias, residual, relu, how, size, kernel_size, stride, padding, dilation, False)
 
 
 def multiply(
@@ -219,7 +226,7 @@ def multiply(
     relu: bool,
     how: Plan,
     size: Sequence[int],
-    taps_w: int,
+    kernel_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -257,7 +264,8 @@ def multiply(
             left.shape[3] // UNIT,
             result.shape[3] // UNIT,
             size[0] * size[1] * (1 if residual is None else len(residual)),
-            taps_w,
+            kernel_size[0] * kernel_size[1],
+            kernel_size[1],
             *stride,
             *padding,
             *dilation,
@@ -285,8 +293,8 @@ def gathered(numbers: Tensor, index: Tensor, dtype: torch.dtype, terms: int = 1)
     """sum over terms of numbers.view(terms, -1)[:, index], 0 where the index is -1, each rounded once."""
     result = torch.empty(len(index), dtype=dtype, device=numbers.device)
     with torch.cuda.device_of(numbers):
-        gather_kernel[(triton.cdiv(len(index), 1024),)](
-            numbers.contiguous(), index, result, len(index), numbers.numel() // terms, terms, 1024
+        gather_kernel[(triton.cdiv(len(index), BLOCK),)](
+            numbers.contiguous(), index, result, len(index), numbers.numel() // terms, terms, BLOCK
         )
     return result
 

@@ -29,7 +29,7 @@ def launch(
         raise RuntimeError(
             f"psconv_input_grad: weight {list(weight.shape)}, grad {list(grad.shape)} do not fit"
         )
-    geometry = (input_size, kernel_size[1], stride, padding, dilation)
+    geometry = (input_size, kernel_size, stride, padding, dilation)
     return multiply(grad, weight, None, None, False, how, *geometry, transposed=True)
 
 

@@ -16,7 +16,7 @@ def psconv_weight_grad_kernel(
     grad_ptr,  # [ROWS, G_UNITS * UNIT]
     x_ptr,  # [N, H, W, X_UNITS * UNIT]
     w_ptr,  # [splits, windows, BK, BN], in the type of the sums
-    windows_ptr,  # int32 [windows, 3]: first input channel in units, tap, first column in units
+    windows_ptr,  # int32 [windows, 2]: first input channel in units * TAPS + tap; first column in units
     ROWS,  # N * OH * OW
     H,
     W,
@@ -25,6 +25,7 @@ def psconv_weight_grad_kernel(
     X_UNITS,
     G_UNITS,
     STEPS,  # of a split
+    TAPS: tl.constexpr,
     TAPS_W: tl.constexpr,
     STRIDE_H: tl.constexpr,
     STRIDE_W: tl.constexpr,
@@ -42,10 +43,9 @@ def psconv_weight_grad_kernel(
     """One window's part of the sum over pixels; `gather_kernel` adds the parts in order."""
     DOUBLE: tl.constexpr = x_ptr.dtype.element_ty == tl.float64
     ACC: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-    windows_ptr += 3 * tl.program_id(0)
-    o_c = tl.load(windows_ptr) * UNIT + tl.arange(0, BK)
-    tap = tl.load(windows_ptr + 1)
-    o_n = tl.load(windows_ptr + 2) * UNIT + tl.arange(0, BN)
+    window = tl.load(windows_ptr + 2 * tl.program_id(0))
+    o_c, tap = window // TAPS * UNIT + tl.arange(0, BK), window % TAPS
+    o_n = tl.load(windows_ptr + 2 * tl.program_id(0) + 1) * UNIT + tl.arange(0, BN)
     m_c, m_n = o_c < X_UNITS * UNIT, o_n < G_UNITS * UNIT
     down, right = tap // TAPS_W * DIL_H - PAD_H, tap % TAPS_W * DIL_W - PAD_W
     acc = tl.zeros((BK, BN), dtype=ACC)
@@ -132,6 +132,7 @@ def launch(
             right.shape[3] // UNIT,
             left.shape[3] // UNIT,
             triton.cdiv(triton.cdiv(rows, cut.BM), parts),
+            kernel_size[0] * kernel_size[1],
             kernel_size[1],
             *stride,
             *padding,
