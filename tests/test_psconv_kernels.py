@@ -148,9 +148,8 @@ def test_variants_are_those_of_the_op(kernel_size: tuple[int, int], kss: int, bo
 
 def ordered(channels: int, kss: int, period: int, boost: bool) -> Layer:
     """A 3x3 layer whose channels are where a launch wants them."""
-    residue = torch.arange(channels) % period
-    layer = Layer.of(residue.tolist(), residue.tolist(), (3, 3), kss, period, boost)
-    residue = residue[layer.order(layer.classes(residue.tolist()))].tolist()
+    residue = [c % period for c in range(channels)]
+    residue = [residue[c] for c in Pattern((3, 3), kss, period, boost).order(residue)]
     return Layer.of(residue, residue, (3, 3), kss, period, boost)
 
 
@@ -192,6 +191,16 @@ def test_boosted_layers_do_little_more() -> None:
     """Two classes whose sparse patterns are equal share a tile: 2 of 8 variants are dense in their union."""
     layer = ordered(512, 4, 8, True)
     assert planned(layer, "psconv").weight.numel() == 512 * 512 * (2 * 9 + 6 * 4) // 8
+
+
+@pytest.mark.parametrize(("kss", "period", "boost"), OF_PAPER)
+def test_the_order_of_deployed_channels_is_that_of_a_launch(kss: int, period: int, boost: bool) -> None:
+    """Or a launch would move channels to where they give it less work."""
+    natural = [c % period for c in range(144)]
+    layers = ordered(144, kss, period, boost), Layer.of(natural, natural, (3, 3), kss, period, boost)
+    theirs, ours = (planned(layer, "psconv") for layer in layers)
+    assert torch.equal(theirs.windows, ours.windows)
+    assert torch.equal(theirs.table, ours.table)
 
 
 @pytest.mark.parametrize("op", OPS)
