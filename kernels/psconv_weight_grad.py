@@ -1,13 +1,12 @@
 """The gradient of a pre-defined sparse convolution with respect to its weight, at the taps that there are."""
 
 from collections.abc import Sequence
-from itertools import product
 
 import torch
 import triton
 import triton.language as tl
 from slimfast.kernels._psconv_blocks import UNIT, Layer, Shape, plan
-from slimfast.kernels.psconv import Tiles, gathered, in_order, precision
+from slimfast.kernels.psconv import MAXNREG, Tiles, gathered, in_order, precision, shapes
 from torch import Tensor
 
 
@@ -70,17 +69,8 @@ def psconv_weight_grad_kernel(
     tl.store(w_ptr + o_k[:, None] + tl.arange(0, BN)[None, :], acc)
 
 
-def shapes(dtype: torch.dtype) -> tuple[Shape, ...]:
-    """Columns and input channels of a tile that there are for a dtype."""
-    if dtype == torch.float64:
-        return ((16, 16),)
-    if dtype == torch.float32:
-        return tuple(product((16, 32, 64), (32,)))
-    return tuple(product((16, 32, 64, 128), (32, 64)))
-
-
 def tiles(shape: Shape, dtype: torch.dtype) -> Tiles:
-    """Pixels per step, and the shape."""
+    """Pixels per step, and one of `shapes`."""
     return Tiles({torch.float64: 16, torch.float32: 32}.get(dtype, 64), *shape)
 
 
@@ -143,5 +133,6 @@ def launch(
             **vars(cut),
             num_warps=cut.num_warps,
             num_stages=cut.num_stages,
+            maxnreg=MAXNREG,
         )
     return gathered(sums, how.inverse, x.dtype, parts).view(how.weight_shape)

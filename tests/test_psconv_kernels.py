@@ -155,7 +155,7 @@ def ordered(channels: int, kss: int, period: int, boost: bool) -> Layer:
 
 def planned(layer: Layer, op: str, dtype: torch.dtype = torch.bfloat16) -> Plan:
     if op == "psconv_weight_grad":
-        return plan(layer, of_weight.shapes(dtype), of_weight.price, CPU)
+        return plan(layer, shapes(dtype), of_weight.price, CPU)
     reached = phases((3, 3), (2, 2), (1, 1), (1, 1)) if op == "psconv_input_grad" else None
     return plan(layer, shapes(dtype), price, CPU, reached)
 
@@ -264,12 +264,13 @@ def request(op: str, dtype: torch.dtype, cut: Tiles, arch: int, precision: str) 
         "arch": arch,
         "num_warps": cut.num_warps,
         "num_stages": cut.num_stages,
+        "maxnreg": kernels.MAXNREG,
     }
 
 
 def every_cut(op: str, dtype: torch.dtype) -> list[Tiles]:
     if op == "psconv_weight_grad":
-        return [of_weight.tiles(shape, dtype) for shape in of_weight.shapes(dtype)]
+        return [of_weight.tiles(shape, dtype) for shape in shapes(dtype)]
     return [Tiles(height, *shape) for height, shape in product(heights(dtype), shapes(dtype))]
 
 
@@ -286,7 +287,7 @@ def check(requests: list[Request]) -> None:
         assert asynchronous + kernel.count("LDG.E.128") >= max(loads, 2), asked
         assert asynchronous, asked
         assert kernel.count("STG.E.128") >= 1, asked
-        assert not kernel.count("U16"), asked
+        assert kernel.count("U16") <= 1, asked  # of the bias, where threads have one number each
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
