@@ -72,9 +72,7 @@ class Pattern:
         of 8 of each residue, are computed without being copied.
         """
         divisors = (d for d in range(1, self.period + 1) if self.period % d == 0)
-        distinct = next(
-            d for d in divisors if self.variants == self.variants[:d] * (self.period // d)
-        )  # variants
+        distinct = next(d for d in divisors if self.variants == self.variants[:d] * (self.period // d))
         similar = len(windows(self.kernel_size, self.kss))
         classes = [r % distinct for r in residue]
         return sorted(range(len(classes)), key=lambda channel: (classes[channel] % similar, classes[channel]))
