@@ -358,7 +358,7 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def _numbers(mask: Tensor) -> list[int]:
-    return mask.nonzero().flatten().tolist()  # type: ignore[no-any-return]
+    return mask.nonzero().flatten().tolist()
 
 
 def _channels(count: int) -> str:
