@@ -45,6 +45,7 @@ def compare(benchmark: BenchmarkFixture) -> Compare:
         also_warm: time each variant several times in a row too.
         absent: variants that cannot be measured here, with the reason.
         compile_s: seconds that compiling a variant took.
+        outcome: numbers about what a variant made, by name.
     """
 
     def run(
@@ -56,6 +57,7 @@ def compare(benchmark: BenchmarkFixture) -> Compare:
         also_warm: bool = False,
         absent: Mapping[str, str] | None = None,
         compile_s: Mapping[str, float] | None = None,
+        outcome: Mapping[str, Mapping[str, float]] | None = None,
     ) -> dict[str, float]:
         functions = {**variants, **(floors or {})}
         clocks = timing.cold(functions, rounds, device)
@@ -68,6 +70,7 @@ def compare(benchmark: BenchmarkFixture) -> Compare:
             "floors": list(floors or {}),
             "absent": dict(absent or {}),
             "compile_s": dict(compile_s or {}),
+            "outcome": dict(outcome or {}),
         }
         for clock in clocks.keys() - {"median"}:
             info[f"{clock}_us"] = timing.microseconds(clocks[clock])

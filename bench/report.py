@@ -33,6 +33,7 @@ TITLES = {
     "test_group_prox": "Proximal operators of groups",
     "test_forward": "Inference",
     "test_epoch": "An epoch of augmented pictures",
+    "test_pruners": "Pruning a network",
     "test_pass": "The pruning pass",
 }
 
@@ -86,6 +87,8 @@ def table(name: str, result: Result) -> Table:
         shown.add_row(Text(label), *numbers, ratio, style="bold" if variant == result.ours else "")
     notes = [f"{variant}: {reason}" for variant, reason in result.absent.items()]
     notes += [f"{variant}: {seconds:.0f} s to compile" for variant, seconds in result.compile_s.items()]
+    for variant, numbers in result.outcome.items():
+        notes.append(f"{variant}: " + ", ".join(f"{key} {value:,.6g}" for key, value in numbers.items()))
     for floor in result.floors:
         notes.append(f"{100 * (result.bandwidth(floor) or 0):.0f} % of the bandwidth of: {floor}")
     shown.caption = Text("\n".join(notes))

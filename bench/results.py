@@ -22,6 +22,7 @@ class Result:
         compile_s: seconds to compile.
         floors: the names that are no variants but what the machine can do.
         absent: what could not be measured, and why.
+        outcome: what a variant made, in numbers; of a pruner: its relative error and what is left of "dense".
     """
 
     device: str
@@ -33,6 +34,7 @@ class Result:
     compile_s: dict[str, float] = field(default_factory=dict)
     floors: list[str] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
+    outcome: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def ours(self) -> str:

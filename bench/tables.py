@@ -13,6 +13,9 @@ NETS = {
 }
 SHORT = {name: label.partition(",")[0] for name, label in NETS.items()}
 SHORT |= {"small_cnn": "small CNN", "resnet18": "ResNet-18"}
+SHORT |= {f"resnet{depth}": f"ResNet-{depth}" for depth in (326, 650)}
+SHORT |= {"mobilenet": "MobileNetV2, small", "shufflenet": "ShuffleNetV2, small", "senet": "SE-ResNet, small"}
+SHORT |= {"resnext": "ResNeXt, small", "unet": "U-Net, small"}
 WORDS = {1: "One core", 2: "Two cores", 4: "Four cores", 8: "Eight cores", 16: "Sixteen cores"}
 NO_GPU = """\
 Not yet measured: anything on a GPU. The Triton and CUDA kernels are checked in Triton's interpreter and
@@ -33,6 +36,8 @@ def rewrite(text: str, cpu: tuple[str, Run] | None, gpu: tuple[str, Run] | None)
             "deploy": lambda: deploy(cpu[1]),
             "step": lambda: step(cpu[1]),
             "groups": lambda: groups(cpu[1]),
+            "pruning": lambda: pruning(cpu[1]),
+            "pass": lambda: passes(cpu[1]),
             "machine": lambda: machine(*cpu),
         }
 
@@ -100,6 +105,53 @@ def groups(run: Run) -> str:
         cells = [f"{_whole(time)} ({time / plain:.2f}x)" for time in variants.values()]
         rows.append([SHORT[name], _whole(plain), *cells[1:]])
     return _markdown(heads, rows)
+
+
+def pruning(run: Run) -> str:
+    """By setting, for each pruner: error, channels removed, numbers and MACs left, seconds."""
+    settings = {"zeros": "half of the scales zero", "chosen": "half of the channels chosen"}
+    measured = run.of("test_pruners")
+    names = list(dict.fromkeys(name for result in measured.values() for name in _pruners(result)))
+    if not names:
+        return "Not yet measured: pruners side by side."
+    found = []
+    for setting, label in settings.items():
+        rows = [
+            [SHORT[key.partition("-")[2]], *(_pruned(result, name) for name in names)]
+            for key, result in measured.items()
+            if key.startswith(setting)
+        ]
+        found.append(_markdown([label, *names], rows))
+    return "\n\n".join(found)
+
+
+def _pruners(result: Result) -> list[str]:
+    """Those that were there, whether they managed or not."""
+    failed = [name for name, reason in result.absent.items() if not reason.startswith("not installed")]
+    return [*result.median_us, *failed]
+
+
+def _pruned(result: Result, name: str) -> str:
+    if name not in result.outcome:
+        reason = result.absent.get(name, "")
+        return "" if reason.startswith("not installed") else f"fails: {reason.partition(':')[0]}"
+    dense, now = result.outcome["dense"], result.outcome[name]
+    error = f"{now['error']:.0e}" if now["error"] < 1e-3 else f"{100 * now['error']:.0f} %"
+    removed = f"\u2212{100 * (1 - now['channels'] / dense['channels']):.0f} %"
+    shares = [f"{100 * now[key] / dense[key]:.0f} %" for key in ("numbers", "macs")]
+    return ", ".join([error, removed, *shares, f"{result.median_us[name] / 1e6:.2f} s"])
+
+
+def passes(run: Run) -> str:
+    """The time of slimfast.prune, and what it is per node of the graph."""
+    measured = {name: result for name, result in run.of("test_pass").items() if result.outcome}
+    if not measured:
+        return "Not yet measured: the pruning pass."
+    rows = []
+    for name, result in measured.items():
+        nodes, time = result.outcome[result.ours]["nodes"], result.median_us[result.ours]
+        rows.append([SHORT[name], f"{nodes:,}", f"{time / 1e6:.2f}", _whole(time / nodes)])
+    return _markdown(["one core", "calls in the graph", "seconds", "microseconds per call"], rows)
 
 
 def on_gpu(path: str, run: Run) -> str:

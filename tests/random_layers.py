@@ -111,7 +111,8 @@ def norm(w: Writer, x: Var, hidden: bool = False, whole: bool = True) -> Var:
 
 def activation(w: Writer, x: Var, hidden: bool = False, fresh: bool = False) -> Var:
     """`fresh`: nobody else has read `x`, so that it may be written into."""
-    name = w.choice([kind for kind in ACTIVATIONS if fresh or kind != "in-place"])
+    kinds = [kind for kind in ACTIVATIONS if fresh or kind != "in-place"]
+    name = w.choice([*["ReLU"] * 5, *kinds])  # as most networks do; makes constants exactly 0
     y = expressed(w, name, w.choice(ACTIVATIONS[name]), x, hidden)
     if name == "in-place":
         w.forget(x)

@@ -34,7 +34,13 @@ _SCALARS = [
     *("{x} / {x}.size(1)", "{x} * {x}.shape[-1] ** -0.5", "torch.mul(input={x}, other=3)"),
 ]
 _UNKNOWN = [
-    *("{x}.flip(1)", "torch.softmax({x}, 1)", "{x}.roll(1, 1)", "F.normalize({x}, dim=1)", "{x}.sort(1)[0]"),
+    *(
+        "{x}.flip(1)",
+        "torch.softmax({x}, 1)",
+        "{x}.roll(1, 1)",
+        "F.normalize({x}, eps=0.1)",
+        "{x}.sort(1)[0]",
+    ),
     *("nn.GroupNorm(1, {c})", "nn.GroupNorm({c}, {c})", "nn.InstanceNorm{d}d({c})", "torch.cumsum({x}, 1)"),
     *("{x}.flatten(2).view_as({x})", "torch.softmax({x}.flatten(2), -1).view_as({x})"),
     *("torch.repeat_interleave({x}, 2, 1)", "{x}.repeat(1, 2{ones})", "torch.max({x}, 1, keepdim=True)[0]"),
@@ -327,7 +333,7 @@ def functional(w: Writer) -> None:
 
 
 MOVES: list[tuple[int, Callable[[Writer], None]]] = [
-    *[(8, chain), (4, preact), (5, residual), (8, join), (4, concatenate), (4, depthwise), (4, grouped)],
+    *[(8, chain), (4, preact), (5, residual), (11, join), (4, concatenate), (4, depthwise), (4, grouped)],
     *[(5, transposed), (4, split), (3, cut), (5, cut_image), (5, shuffle), (4, pixel_shuffle), (9, pad)],
     *[(8, pool), (2, adaptive_pool), (4, interpolate), (6, squeeze_excite), (3, spatial_attention)],
     *[(4, reduced), (2, prelu), (3, scalar), (4, parameter), (2, identity), (2, turn), (2, unknown)],

@@ -293,7 +293,7 @@ class Writer:
         self.set_up(f"{layer}.eval().requires_grad_(False)")
 
     def zero_scales(self, layer: str, whole: bool = True) -> None:
-        """Some scales of a BatchNorm become zero: the first, some, perhaps all if it may lose the `whole`."""
+        """Some scales of a BatchNorm become zero; all of them only if it may lose the `whole`."""
         module = eval(layer, self._scopes[0])
         assert isinstance(module, _BatchNorm)
         count, kind = module.num_features, self.choice(["first", *["some"] * 9, "none", "all"])
@@ -304,6 +304,8 @@ class Writer:
             dead = [0][: count if whole else count - 1]
         if dead:
             self.set_up(f"{layer}.weight.data[{dead}] = 0")
+            if self.chance(25):  # constants that padding and other channels have, too
+                self.set_up(f"{layer}.bias.data[{dead}] = {self.choice([0, 1])}")
 
     def zero_weights(self, layer: str, outputs: int, inputs: int) -> None:
         """In some networks, some filters and input slices of a weight [outputs, inputs, *] become zero."""

@@ -33,6 +33,18 @@ def timed(device: str = "cpu", **seconds: float) -> dict[str, Any]:
     return info
 
 
+def pruned(**seconds: float) -> dict[str, Any]:
+    """As `timed`, and what is left; all but slimfast are wrong by a half."""
+    left = {"channels": 25, "params": 90, "numbers": 100, "macs": 300}
+    info = timed() | {"floors": [], "absent": {"TinyNeuralNetwork": "not installed: no module"}}
+    info["median_us"] = {name.replace("_", "-"): value for name, value in seconds.items()}
+    found = {name: {"error": 0.5, **left} for name in info["median_us"]} | {
+        "slimfast": {"error": 2e-16, **left}
+    }
+    dense = {"channels": 100, "params": 1000, "numbers": 1000, "macs": 1000}
+    return info | {"outcome": {"dense": dense, **found}}
+
+
 def raw(device: str = "cpu") -> dict[str, Any]:
     """As pytest-benchmark writes it."""
     where = "threads1" if device == "cpu" else "cuda"
@@ -47,6 +59,10 @@ def raw(device: str = "cpu") -> dict[str, Any]:
     tests["test_groups[vgg19]"] = timed(no_penalty=100.0, GroupLasso=107.0)
     forward = {"deployed": 900.0, "pruned, NCHW": 3e3, "pruned, NHWC": 2e3, "dense, NCHW": 1.5e5}
     tests["test_forward[vgg19-3-32-128]"] = timed(**forward, **{"pruned, torch.compile": 950.0})
+    tests["test_pruners[zeros-resnet18]"] = pruned(slimfast=1.5e6, Torch_Pruning=2e5)
+    tests["test_pruners[chosen-unet]"] = pruned(slimfast=3e5) | {"absent": {"Torch-Pruning": "KeyError: 1"}}
+    passed = timed(slimfast=2e6)
+    tests["test_pass[resnet164]"] = passed | {"outcome": {"slimfast": {"nodes": 500}}}
     return {
         "datetime": "2026-01-02T03:04:05",
         "commit_info": {"id": "abc", "dirty": False},
@@ -75,6 +91,7 @@ def test_prints_every_number(
     for text in ("test_step[threads1-resnet164]", "1,234.0", "12.34", "61 s to compile", "is not installed"):
         assert text in said
     assert f"90 % of the bandwidth of: {LOOP}" in said
+    assert "Torch-Pruning: error 0.5, channels 25" in said
     assert report.main([str(measured), "--only", "test_forward"]) == 0
     assert "test_step" not in capsys.readouterr().out
 
@@ -113,6 +130,21 @@ def test_tables_of_the_cpu(report: Any, measured: Path) -> None:
     assert groups[2] == "| VGG-19 | 100 | 107 (1.07x) |"
     deploy = report.tables.deploy(run).splitlines()
     assert deploy[2:] == ["| VGG-19 32x32, batch 128 | 150 | 2.0 | 0.95 | **0.90** |"]
+
+
+def test_tables_of_pruning(report: Any, measured: Path) -> None:
+    """A number for who pruned, the exception for who failed, no column for who was not there."""
+    run = report.results.load(measured)
+    zeros, chosen = (part.splitlines() for part in report.tables.pruning(run).split("\n\n"))
+    assert zeros[0] == "| half of the scales zero | slimfast | Torch-Pruning |"
+    assert zeros[2:] == [
+        "| ResNet-18 | 2e-16, \u221275 %, 10 %, 30 %, 1.50 s | 50 %, \u221275 %, 10 %, 30 %, 0.20 s |"
+    ]
+    assert chosen[2:] == ["| U-Net, small | 2e-16, \u221275 %, 10 %, 30 %, 0.30 s | fails: KeyError |"]
+    assert report.tables.passes(run).splitlines()[2:] == ["| ResNet-164 | 500 | 2.00 | 4,000 |"]
+    nothing = report.results.Run(FACTS, {})
+    assert report.tables.pruning(nothing).startswith("Not yet measured")
+    assert report.tables.passes(nothing).startswith("Not yet measured")
 
 
 def test_table_of_the_gpu(report: Any, tmp_path: Path) -> None:

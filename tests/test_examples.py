@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-GUIDE = Path(__file__).parents[1] / "docs" / "optimizer.md"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def load(name: str) -> ModuleType:
@@ -67,9 +67,10 @@ def test_ddp(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     assert all(20 < share < 80 for share in zeros)
 
 
-def test_the_guide_is_a_session() -> None:
-    failed, tried = doctest.testfile(str(GUIDE), module_relative=False)
-    assert tried > 20
+@pytest.mark.parametrize(("guide", "least"), [("optimizer", 20), ("pruning", 15)])
+def test_the_guides_are_sessions(guide: str, least: int) -> None:
+    failed, tried = doctest.testfile(str(DOCS / f"{guide}.md"), module_relative=False)
+    assert tried > least
     assert failed == 0
 
 

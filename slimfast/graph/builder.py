@@ -33,9 +33,10 @@ class Builder:
         self._inserted: dict[tuple[object, ...], fx.Node] = {}
 
     def begin(self, call: Call) -> None:
-        """What is inserted from now on is named after `call`, and has the type of its tensors."""
+        """What is inserted from now on is named after `call`, and has the type of the numbers it reads."""
         self._label = str(call.node.target) if call.node.op == "call_module" else call.node.name
-        meta = next((c.node.meta for c in [call, *call.inputs] if "dtype" in c.node.meta), {})
+        metas = [c.node.meta for c in [*call.inputs, call] if "dtype" in c.node.meta]
+        meta = next((m for m in metas if m["dtype"].is_floating_point), {})
         self._like = torch.empty(0, dtype=meta.get("dtype"), device=meta.get("device"))
 
     def copy(self, call: Call, inputs: dict[fx.Node, fx.Node]) -> fx.Node:
