@@ -140,6 +140,7 @@ def judge(
 
     The network that the pruned one should equal is the masked one, or the given one with all scales zero that
     are gone. The smaller error counts: it is the one of surgery, not of the choice.
+    Only where a channel is also read past every BatchNorm, as by ResNet-164's shortcuts, it holds both.
     """
     try:
         pruned = prune().eval()

@@ -191,13 +191,13 @@ def width(channels: int) -> int:
 
 
 def tiles(images: int, rows: int, columns: int, inner: int, dtype: torch.dtype) -> Tiles:
-    """The cut for images of this size and `inner` channels, the larger of the two widths.
+    """The cut for images of this size and `inner` channels.
 
     Small tiles where large ones would leave multiprocessors idle. The limits are those at which no
     configuration spills registers on sm_80, sm_90 or sm_100.
     """
     large = images * triton.cdiv(rows, 8) * triton.cdiv(columns, 8) >= 132
-    channels = (32 if inner <= 32 else 16) if dtype == torch.float32 else (64 if inner <= 64 else 32)
+    channels = (32 if inner <= 32 else 16) if dtype == torch.float32 else (64 if inner <= 32 else 32)
     if large:
         return Tiles(8, 8, 128, channels, channels, num_warps=8)
     return Tiles(4, 8, 64, channels, channels, num_warps=4 if inner == 16 else 8)
@@ -218,12 +218,13 @@ def launch(
 ) -> Tensor:
     """The op ``bottleneck``."""
     images, channels, *size = x.shape
-    outputs, k1, k2 = len(w3), width(len(w1)), width(len(w2))
+    outputs, k1 = len(w3), width(max(len(w1), len(w2)))
+    k2 = k1  # each pair of widths would be a kernel to compile
     shape = (images, outputs, *size)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if not y.numel():
         return y
-    cut = tiles(images, *size, max(k1, k2), x.dtype)
+    cut = tiles(images, *size, k1, x.dtype)
     programs = min(PROGRAMS, images * triton.cdiv(size[0], cut.ROWS) * triton.cdiv(size[1], cut.COLS))
     scratch = torch.empty(programs, cut.BM_1, k1, dtype=x.dtype, device=x.device)
     biases = [_wide(b1, k1), _wide(b2, k2), _nhwc(b3)]

@@ -1,4 +1,7 @@
-"""Random networks of every operation, pruned and compared; to check many: python tests/random_net.py."""
+"""Random networks of every operation, pruned and compared; to check many: python tests/random_net.py.
+
+random_record.json is what a run of 20,000 said: python tests/random_net.py --seed 1000000 --out ...
+"""
 
 import argparse
 import copy

@@ -1,5 +1,6 @@
 """The kernel of the bottleneck block: interpreted on random shapes, compiled for GPUs that are not here."""
 
+import re
 from typing import Any
 
 import pytest
@@ -108,8 +109,7 @@ def check(kernel: Compiled, arch: int, inner: tuple[int, int]) -> None:
     assert kernel.local_bytes == 0, f"spills at {inner}"
     assert kernel.shared <= SHARED[arch] * 1024
     assert kernel.count("HMMA") + kernel.count("HGMMA") + kernel.count("UTCHMMA"), "no tensor cores"
-    loads = sum(kernel.count(name) for name in ("LDG.E.128", "LDGSTS.E.BYPASS.128", "LDGSTS.E.128"))
-    assert loads >= 3
+    assert len(re.findall(r"\b(?:LDG|LDGSTS)\.E\S*\.128\b", kernel.sass)) >= 4
     assert kernel.count("STG.E.128") >= 1
 
 
@@ -120,8 +120,7 @@ def test_compiles_without_spills_on_tensor_cores() -> None:
 
 def widths(dtype: torch.dtype) -> list[tuple[int, int]]:
     """Every pair that the run time takes."""
-    powers = [w for w in (16, 32, 64, 128) if w <= widest(dtype)]
-    return [(a, b) for a in powers for b in powers]
+    return [(w, w) for w in (16, 32, 64, 128) if w <= widest(dtype)]
 
 
 @pytest.mark.long

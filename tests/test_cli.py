@@ -215,9 +215,11 @@ def test_a_full_disk(network: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_prune_removes_exact_zeros_by_default(
     network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "pruned.safetensors"
-    assert main(["prune", str(network), "--out", str(out), "--input", "1x3x32x32"]) == 0
-    assert str(out) in capsys.readouterr().out
+    out, picture = tmp_path / "pruned.safetensors", tmp_path / "layers.svg"
+    arguments = ["--out", str(out), "--input", "1x3x32x32", "--picture", str(picture)]
+    assert main(["prune", str(network), *arguments]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [str(out), str(picture)]
+    assert picture.read_text().startswith("<svg")
     pruned, original = load(out).eval(), load(network).eval()
     assert count_zeros(pruned) == (0, 15)
     x = torch.randn(2, 3, 20, 20, generator=torch.Generator().manual_seed(0))

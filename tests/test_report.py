@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import run_folder
+import torch
+from pruning_truth import masked_model
 
+import slimfast
 from slimfast import report
 from slimfast.report import _plots, _svg, _text
 from slimfast.report._run import load_run
@@ -307,6 +310,29 @@ def test_slabs_are_as_tall_as_their_channels(complete: Path) -> None:
     tallest = max(layer.channels_before for layer in layers)
     expected = [200 * n / tallest for layer in layers for n in (layer.channels_before, layer.channels_after)]
     assert heights == pytest.approx(expected, abs=0.01)
+
+
+def test_picture_of_a_pruning(tmp_path: Path) -> None:
+    """A bar before and a bar after for each layer that multiplies, from one zero and on one scale."""
+    result = slimfast.prune(masked_model("resnet18"), torch.randn(1, 3, 32, 32, dtype=torch.float64))
+    root = ET.parse(report.write_layers(result.report, tmp_path / "layers.svg")).getroot()
+    rects = [r for r in root.iter() if r.tag.endswith("rect")]
+    layers = [layer for layer in result.report.layers if layer.macs_before]
+    assert [r.get("class") for r in rects] == ["was", "is"] * len(layers)
+    assert len({r.get("x") for r in rects}) == 1
+    sizes = [n for layer in layers for n in (layer.channels_before, layer.channels_after)]
+    widths = [float(r.get("width", "nan")) for r in rects]
+    assert widths == pytest.approx([n * max(widths) / max(sizes) for n in sizes], abs=0.01)
+    written = "".join(root.itertext())
+    assert all(f"{layer.name}: {layer.channels_after:,} of" in written for layer in layers)
+    assert max(float(r.get("y", "nan")) for r in rects) < float(root.get("viewBox", "").split()[3])
+
+
+def test_picture_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="report: no layer has multiply-accumulates"):
+        report.write_layers(
+            slimfast.prune(torch.nn.ReLU(), torch.zeros(1, 1)).report, tmp_path / "layers.svg"
+        )
 
 
 def test_interval_of_a_proportion() -> None:

@@ -8,6 +8,8 @@ import torch
 from pruning_truth import assert_equal_outputs, kill, masked_model, randomise
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_leaves
+from zoo import CASES
 
 import slimfast
 from slimfast.models.preresnet import PreResNet
@@ -89,6 +91,26 @@ def test_full_shapes_compute_the_same(name: str) -> None:
     }
     for key, parameter in again.named_parameters():
         torch.testing.assert_close(parameter, result.model.get_parameter(key), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_every_family(name: str) -> None:
+    """After training, which moves weights, shifts and running statistics of all that is left."""
+    case = CASES[name]
+    original = case.masked("layers")
+    result = slimfast.prune(original, case.inputs(2))
+    parameters = [parameter for parameter in result.model.parameters() if parameter.numel()]
+    optimizer = torch.optim.SGD([*parameters, torch.zeros(1)], lr=1e-3, momentum=0.9)
+    for seed in range(3):
+        optimizer.zero_grad()
+        outputs = tree_leaves(result.model(*case.inputs(4, seed)))
+        loss = sum((output**2).mean() for output in outputs)
+        if loss.requires_grad:  # else the output is constant
+            loss.backward()
+            optimizer.step()
+    full = copy.deepcopy(original)
+    full.load_state_dict(result.restore())
+    assert_equal_outputs(full.eval(), result.model.eval(), *case.inputs(3, seed=9))
 
 
 def test_zeros_that_were_chosen_are_set() -> None:

@@ -44,8 +44,11 @@ def _prune(given: Namespace) -> None:
     criteria = {name: getattr(given, name) for name in ("ratio", "threshold", "macs", "params", "latency")}
     result = slimfast.prune(model, example_input(model, given.file, given.input), **criteria)
     slimfast.save(result.model, given.out)
-    answer = {"out": str(given.out), **result.report.to_dict()}
-    _print(given, answer, lambda: print(f"{result.report}\n{given.out}"))
+    files = [str(given.out)]
+    if given.picture is not None:
+        files.append(str(report.write_layers(result.report, given.picture)))
+    answer = dict(zip(("out", "picture"), files, strict=False)) | result.report.to_dict()
+    _print(given, answer, lambda: print(result.report, *files, sep="\n"))
 
 
 def _deploy(given: Namespace) -> None:

@@ -82,6 +82,9 @@ def _add_prune(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     _add_file(command)
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="the pruned network")
+    command.add_argument(
+        "--picture", type=Path, metavar="FILE.svg", help="draw every layer's channels before and after"
+    )
     criterion = command.add_mutually_exclusive_group()
     criterion.add_argument("--ratio", type=_ratio, metavar="R", help="share of all channels, 0 <= R < 1")
     criterion.add_argument(

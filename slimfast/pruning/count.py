@@ -84,7 +84,7 @@ def _macs(module: nn.Module, node: fx.Node) -> int:
     """Multiply-accumulates of one call, per sample."""
     if isinstance(module, _ConvNd):
         positions = node.all_input_nodes[0] if module.transposed else node
-        return int(math.prod(positions.meta["shape"][2:]) * module.weight.numel())
+        return _positions(positions.meta["shape"]) * module.weight.numel()
     if isinstance(module, nn.Linear):
         return _elements(node) * module.in_features
     return 0
@@ -92,14 +92,20 @@ def _macs(module: nn.Module, node: fx.Node) -> int:
 
 def _macs_of_function(node: fx.Node) -> int:
     """The same, of a function or method on tensors."""
-    sources = [a.meta["shape"] for a in node.args if isinstance(a, fx.Node) and "shape" in a.meta]
+    sources: list[tuple[int, ...]] = [
+        a.meta["shape"] for a in node.args if isinstance(a, fx.Node) and "shape" in a.meta
+    ]
     name = name_of(node)
     if len(sources) < 2 or "shape" not in node.meta:
         return 0
     if name in _CONVS | _TRANSPOSED:
         positions = sources[0] if name in _TRANSPOSED else node.meta["shape"]
-        return int(math.prod(positions[2:]) * math.prod(sources[1]))
-    return int(_elements(node) * sources[0][-1]) if name in _PRODUCTS else 0
+        return _positions(positions) * math.prod(sources[1])
+    return _elements(node) * sources[0][-1] if name in _PRODUCTS else 0
+
+
+def _positions(shape: tuple[int, ...]) -> int:
+    return math.prod(shape[2:])
 
 
 def _elements(node: fx.Node) -> int:

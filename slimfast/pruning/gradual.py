@@ -54,13 +54,14 @@ def prune_gradually(
         model, example_inputs, min_channels, round_to, keep: as for `prune`.
         ratios: for each step the share of the N scales of the model as given that are gone or zero after it,
             in [0, 1), growing: say `gradual_ratios(0.8, steps=5)`.
-        between: called with the result of a step; trains `result.model` in place.
+        between: called with the result of a step; trains `result.model` in place (`result.transfer` brings an
+            optimizer along).
         importance: called with the network before each step, gives that step's importance; |gamma| by
             default.
         max_ratio: as for `prune`, of the layer that a step finds.
 
     Returns:
-        the last step's result, with a report on all steps together.
+        the last step's result, with a report on all steps together; its methods are about that step.
 
     Raises:
         ValueError, TypeError, GraphError: as `prune`; the ratios do not grow.
