@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import hypothesis
 import torch
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 import slimfast
 
@@ -75,7 +75,7 @@ def check(net: nn.Module, inputs: int, sizes: Sizes, training: bool, again: bool
             both = net.eval(), model.eval()
             errors += [difference(*both, x, f"{name}, eval mode") for x in images[1:]]
     with torch.no_grad():
-        outputs = [_tensors(net.eval()(*x)) for x in (images[0], _images(3, sizes[0], inputs, 9))]
+        outputs = [tree_leaves(net.eval()(*x)) for x in (images[0], _images(3, sizes[0], inputs, 9))]
     varies = any(not torch.allclose(a, b) for a, b in zip(*outputs, strict=True))
     for name, model in pruned if training else []:  # last: it moves running statistics
         with explained(model):
@@ -87,7 +87,9 @@ def difference(net: nn.Module, pruned: nn.Module, images: tuple[Tensor, ...], wh
     """Of all outputs, relative to the largest; AssertionError if above the tolerance."""
     where += f", images {[list(image.shape) for image in images]}"
     with torch.no_grad():
-        expected, got = _tensors(net(*images)), _tensors(pruned(*images))
+        expected, structure = tree_flatten(net(*images))
+        got, same_structure = tree_flatten(pruned(*images))
+    assert same_structure == structure, f"{where}: the output is {same_structure} instead of {structure}"
     largest = max(float(tensor.abs().max()) for tensor in expected)
     assert all(bool(tensor.isfinite().all()) for tensor in expected), f"{where}: the network is not finite"
     worst = 0.0
@@ -140,12 +142,6 @@ def _training(net: nn.Module) -> nn.Module:
         if isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.requires_grad:
             module.eval()
     return net
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    return list(outputs.values() if isinstance(outputs, dict) else outputs)
 
 
 # The networks.
