@@ -18,24 +18,23 @@ PROGRAMS = 528  # at a time, four for each multiprocessor of an H100; each takes
 @triton.jit
 def bottleneck_kernel(
     x_ptr,  # [N, H, W, C]
-    w1_ptr,  # [C, K1]
-    b1_ptr,  # [K1], or [H, W, K1] if MAP_1, or None; the others likewise
-    w2_ptr,  # [9, K1, K2]
+    w1_ptr,  # [C, K]
+    b1_ptr,  # [K], or [H, W, K] if MAP_1, or None; the others likewise
+    w2_ptr,  # [9, K, K]
     b2_ptr,
-    w3_ptr,  # [K2, O]
+    w3_ptr,  # [K, O]
     b3_ptr,
     scale_ptr,  # [C], or None
     shift_ptr,
     residual_ptr,  # [N, H, W, O], or None
     y_ptr,  # [N, H, W, O]
-    scratch_ptr,  # [programs, BM_1, K1]
+    scratch_ptr,  # [programs, BM_1, K]
     IMAGES,
     H,
     W,
     C_UNITS,  # C / ALIGN_C
     O_UNITS,  # O / ALIGN_O
-    K1: tl.constexpr,  # inner channels, powers of two from 16 on
-    K2: tl.constexpr,
+    K: tl.constexpr,  # inner channels, a power of two from 16 on
     MAP_1: tl.constexpr,
     MAP_2: tl.constexpr,
     MAP_3: tl.constexpr,
@@ -52,30 +51,30 @@ def bottleneck_kernel(
 ):
     C, O = C_UNITS * ALIGN_C, O_UNITS * ALIGN_O  # noqa: E741  so the compiler knows that they are multiples
     down, right = tl.cdiv(H, ROWS), tl.cdiv(W, COLS)
-    scratch_ptr += tl.program_id(0).to(tl.int64) * (BM_1 * K1)
+    scratch_ptr += tl.program_id(0).to(tl.int64) * (BM_1 * K)
     for tile in range(tl.program_id(0), IMAGES * down * right, tl.num_programs(0)):
         image = tile // (down * right)
         top, left = tile // right % down * ROWS, tile % right * COLS
         z = _first(
             *(x_ptr, w1_ptr, b1_ptr, scale_ptr, shift_ptr, image, top, left, H, W, C),
-            *(K1, MAP_1, PRECISION, WIDEN, COLS, (ROWS + 2) * (COLS + 2), BM_1, BK),
+            *(K, MAP_1, PRECISION, WIDEN, COLS, (ROWS + 2) * (COLS + 2), BM_1, BK),
         )
-        own = tl.arange(0, BM_1)[:, None] * K1 + tl.arange(0, K1)[None, :]
+        own = tl.arange(0, BM_1)[:, None] * K + tl.arange(0, K)[None, :]
         tl.store(scratch_ptr + own, z.to(scratch_ptr.dtype.element_ty))
         tl.debug_barrier()  # other threads read it
         o_m = tl.arange(0, ROWS * COLS)
         row, column = o_m // COLS, o_m % COLS
         m_m = (top + row < H) & (left + column < W)
         pixel = (top + row) * W + left + column
-        z = _second(scratch_ptr, w2_ptr, row, column, K1, K2, PRECISION, WIDEN, COLS)
-        z = _add_bias(z, b2_ptr, pixel, m_m, tl.arange(0, K2), tl.arange(0, K2) < K2, K2, MAP_2)
+        z = _second(scratch_ptr, w2_ptr, row, column, K, PRECISION, WIDEN, COLS)
+        z = _add_bias(z, b2_ptr, pixel, m_m, tl.arange(0, K), tl.arange(0, K) < K, K, MAP_2)
         z = tl.where(z < 0, 0.0, z).to(x_ptr.dtype.element_ty)
         o_y = (image.to(tl.int64) * H * W + pixel) * O
         for n in range(0, O, BN):
             o_n = n + tl.arange(0, BN)
             m_n = o_n < O
             m_y = m_m[:, None] & m_n[None, :]
-            b = tl.load(w3_ptr + tl.arange(0, K2)[:, None] * O + o_n[None, :], mask=m_n[None, :], other=0.0)
+            b = tl.load(w3_ptr + tl.arange(0, K)[:, None] * O + o_n[None, :], mask=m_n[None, :], other=0.0)
             y = _product(z, b, tl.zeros((ROWS * COLS, BN), tl.float32), PRECISION, WIDEN)
             y = _add_bias(y, b3_ptr, pixel, m_m, o_n, m_n, O, MAP_3)
             if residual_ptr is not None:
@@ -138,18 +137,17 @@ def _second(
     w_ptr,
     row,
     column,
-    K1: tl.constexpr,
-    K2: tl.constexpr,
+    K: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    o_1, o_2 = tl.arange(0, K1), tl.arange(0, K2)
-    acc = tl.zeros((row.shape[0], K2), tl.float32)
+    o_k = tl.arange(0, K)
+    acc = tl.zeros((row.shape[0], K), tl.float32)
     for tap in range(9):
         o_m = (row + tap // 3) * (COLS + 2) + column + tap % 3
-        a = tl.load(scratch_ptr + o_m[:, None] * K1 + o_1[None, :])
-        b = tl.load(w_ptr + (tap * K1 + o_1)[:, None] * K2 + o_2[None, :])
+        a = tl.load(scratch_ptr + o_m[:, None] * K + o_k[None, :])
+        b = tl.load(w_ptr + (tap * K + o_k)[:, None] * K + o_k[None, :])
         acc = _product(a, b, acc, PRECISION, WIDEN)
     return acc
 
@@ -185,11 +183,6 @@ class Tiles:
     num_stages: int = 2
 
 
-def width(channels: int) -> int:
-    """The inner channels that the kernel computes for so many: a power of two, 16 at least."""
-    return max(16, triton.next_power_of_2(channels))
-
-
 def tiles(images: int, rows: int, columns: int, inner: int, dtype: torch.dtype) -> Tiles:
     """The cut for images of this size and `inner` channels.
 
@@ -218,24 +211,24 @@ def launch(
 ) -> Tensor:
     """The op ``bottleneck``."""
     images, channels, *size = x.shape
-    outputs, k1 = len(w3), width(max(len(w1), len(w2)))
-    k2 = k1  # each pair of widths would be a kernel to compile
+    outputs = len(w3)
+    inner = max(16, triton.next_power_of_2(max(len(w1), len(w2))))  # of both: pairs would be more kernels
     shape = (images, outputs, *size)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if not y.numel():
         return y
-    cut = tiles(images, *size, k1, x.dtype)
+    cut = tiles(images, *size, inner, x.dtype)
     programs = min(PROGRAMS, images * triton.cdiv(size[0], cut.ROWS) * triton.cdiv(size[1], cut.COLS))
-    scratch = torch.empty(programs, cut.BM_1, k1, dtype=x.dtype, device=x.device)
-    biases = [_wide(b1, k1), _wide(b2, k2), _nhwc(b3)]
+    scratch = torch.empty(programs, cut.BM_1, inner, dtype=x.dtype, device=x.device)
+    biases = [_wide(b1, inner), _wide(b2, inner), _nhwc(b3)]
     with torch.cuda.device_of(x):
         bottleneck_kernel[(programs,)](
             _nhwc(x),
-            _packed(w1, channels, k1),
+            _packed(w1, channels, inner),
             biases[0],
-            _packed(w2, k1, k2),
+            _packed(w2, inner, inner),
             biases[1],
-            _packed(w3, k2, outputs),
+            _packed(w3, inner, outputs),
             biases[2],
             _nhwc(scale),
             _nhwc(shift),
@@ -246,8 +239,7 @@ def launch(
             *size,
             channels // _alignment(channels),
             outputs // _alignment(outputs),
-            K1=k1,
-            K2=k2,
+            K=inner,
             MAP_1=b1 is not None and b1.dim() == 4,
             MAP_2=b2 is not None and b2.dim() == 4,
             MAP_3=b3 is not None and b3.dim() == 4,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from offline import Compiled, compile_all
 from slimfast.kernels import bottleneck as kernels
 
-from slimfast.ops.bottleneck import bottleneck, reference, widest
+from slimfast.ops.bottleneck import bottleneck, inner_width, reference, widest
 
 POINTERS = [
     *("x_ptr", "w1_ptr", "b1_ptr", "w2_ptr", "b2_ptr", "w3_ptr", "b3_ptr", "scale_ptr", "shift_ptr"),
@@ -78,12 +78,10 @@ def test_weights_that_do_not_follow_each_other_are_refused() -> None:
         bottleneck(x, w1, w2, w3, b1=b1, b2=b2, scale=torch.ones(4))
 
 
-def request(
-    dtype: torch.dtype, inner: tuple[int, int], large: bool, prologue: bool, arch: int
-) -> dict[str, Any]:
+def request(dtype: torch.dtype, inner: int, large: bool, prologue: bool, arch: int) -> dict[str, Any]:
     """The kernel as the run time takes it for many images, or for one."""
-    cut = kernels.tiles(1000 if large else 1, 32, 32, max(inner), dtype)
-    constants: dict[str, object] = {"K1": inner[0], "K2": inner[1], "RELU": not prologue, "WIDEN": False}
+    cut = kernels.tiles(1000 if large else 1, 32, 32, inner, dtype)
+    constants: dict[str, object] = {"K": inner, "RELU": not prologue, "WIDEN": False}
     constants |= {"MAP_1": False, "MAP_2": prologue, "MAP_3": False, "PRECISION": "tf32"}
     constants |= {"ALIGN_C": 8, "ALIGN_O": 8}
     constants |= {name: getattr(cut, name) for name in ("ROWS", "COLS", "BM_1", "BK", "BN")}
@@ -105,7 +103,7 @@ def request(
     }
 
 
-def check(kernel: Compiled, arch: int, inner: tuple[int, int]) -> None:
+def check(kernel: Compiled, arch: int, inner: int) -> None:
     assert kernel.local_bytes == 0, f"spills at {inner}"
     assert kernel.shared <= SHARED[arch] * 1024
     assert kernel.count("HMMA") + kernel.count("HGMMA") + kernel.count("UTCHMMA"), "no tensor cores"
@@ -114,13 +112,13 @@ def check(kernel: Compiled, arch: int, inner: tuple[int, int]) -> None:
 
 
 def test_compiles_without_spills_on_tensor_cores() -> None:
-    [kernel] = compile_all([request(torch.bfloat16, (16, 16), True, True, 90)])
-    check(kernel, 90, (16, 16))
+    [kernel] = compile_all([request(torch.bfloat16, 16, True, True, 90)])
+    check(kernel, 90, 16)
 
 
-def widths(dtype: torch.dtype) -> list[tuple[int, int]]:
-    """Every pair that the run time takes."""
-    return [(w, w) for w in (16, 32, 64, 128) if w <= widest(dtype)]
+def widths(dtype: torch.dtype) -> list[int]:
+    """Every one that the run time takes."""
+    return sorted({inner_width(channels) for channels in range(1, widest(dtype) + 1)})
 
 
 @pytest.mark.long

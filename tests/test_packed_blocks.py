@@ -6,6 +6,7 @@ import pytest
 import torch
 from packed_nets import Net, bn, conv
 from pruning_truth import randomise
+from slimfast.kernels import bottleneck as kernels
 from torch import Tensor, nn
 
 from slimfast import graph, models, prune
@@ -65,6 +66,18 @@ def test_a_block_is_what_the_kernel_computes() -> None:
     assert block.inputs == ("x", "x")
     y = FusedBlock(block, X)(X, X)
     torch.testing.assert_close(y, program.run(X), rtol=1e-12, atol=1e-12)
+
+
+def test_a_block_is_laid_out_once() -> None:
+    """What the kernel is given at each call is what it reads, without a copy."""
+    [block] = find_blocks(block_net(), widest=8).ops
+    assert isinstance(block, Block)
+    given = FusedBlock(block, X)._arguments
+    inner = len(given["w1"])
+    for name, sizes in {"w1": (6, inner), "w2": (inner, inner), "w3": (inner, 6)}.items():
+        assert kernels._packed(given[name], *sizes).data_ptr() == given[name].data_ptr()
+    for name in ("b1", "b2"):
+        assert kernels._wide(given[name], inner).data_ptr() == given[name].data_ptr()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from slimfast.graph.channels import Call, Cut
 from slimfast.graph.rules.join import Cat
 from slimfast.graph.rules.kept import Place
-from slimfast.graph.rules.parts import Gather, PixelShuffle, PixelUnshuffle, _Slice
+from slimfast.graph.rules.parts import Gather, PixelShuffle, PixelUnshuffle
 from slimfast.graph.rules.rule import Barrier, Either, Rule, Size
 from slimfast.graph.rules.spatial import Flatten
 
@@ -291,9 +291,8 @@ def _places(reader: Call, source: Call) -> Sequence[Sequence[int]]:
     if isinstance(rule, Cat):
         start = sum(_width(other) for other in reader.inputs[: reader.inputs.index(source)])
         return [[start + channel] for channel in range(count)]
-    if isinstance(rule, Gather | _Slice):
-        index = rule.index(reader) if isinstance(rule, Gather) else rule._channels(reader)
-        return _inverse(index, count)
+    if isinstance(rule, Gather):
+        return _inverse(rule.index(reader), count)
     if isinstance(rule, Flatten | PixelUnshuffle):
         run = width // count
         return [range(channel * run, (channel + 1) * run) for channel in range(count)]
@@ -301,7 +300,7 @@ def _places(reader: Call, source: Call) -> Sequence[Sequence[int]]:
         run = count // width
         return [[channel // run] for channel in range(count)]
     if isinstance(rule, Place):
-        return [[int(place)] for place in rule._buffers(reader)[1]] or [[]] * count
+        return [[int(place)] for place in rule.index(reader)] or [[]] * count
     if width == count:
         return [[channel] for channel in range(count)]
     return [range(width)] * count  # one that is spread over all
@@ -325,7 +324,7 @@ def _inverse(index: Tensor, count: int) -> list[list[int]]:
 
 
 def _form(call: Call) -> Rule:
-    return call.rule._chosen(call) if isinstance(call.rule, Either) else call.rule
+    return call.rule.chosen(call) if isinstance(call.rule, Either) else call.rule
 
 
 def _name(call: Call) -> str:

@@ -28,7 +28,6 @@ def normalise(traced: fx.GraphModule, keeps_channels: Callable[[fx.Node], bool])
         _replace_shuffle(traced, node)
         _drop_expansion(node)
     traced.graph.eliminate_dead_code()
-    traced.recompile()
 
 
 def _fix_channel_counts(traced: fx.GraphModule, keeps_channels: Callable[[fx.Node], bool]) -> None:
@@ -127,10 +126,11 @@ def _drop_expansion(node: fx.Node) -> None:
     if node.op != "call_method" or node.target not in ("expand_as", "expand"):
         return
     source, shape = node.args[0], node.meta.get("shape")
-    if not isinstance(source, fx.Node) or len(source.meta.get("shape", ())) != len(shape or ()):
+    if shape is None or not isinstance(source, fx.Node) or len(source.meta.get("shape", ())) != len(shape):
         return
     for user in list(node.users):
         others = [a for a in user.args if a is not node]
         meets = [a for a in others if isinstance(a, fx.Node) and a.meta.get("shape") == shape]
-        if user.target in _BROADCAST and len(user.args) == 2 and meets:
+        proven = node.args[1] in meets or 1 not in shape[2:]  # 1: that size by chance, perhaps
+        if user.target in _BROADCAST and len(user.args) == 2 and meets and proven:
             user.replace_input_with(node, source)

@@ -41,6 +41,11 @@ def widest(dtype: torch.dtype) -> int:
     return 64 if dtype == torch.float32 else 128
 
 
+def inner_width(channels: int) -> int:
+    """The K1 and K2 that a GPU computes for so many: with zeros up to it, a call copies nothing."""
+    return max(16, 1 << (channels - 1).bit_length())
+
+
 def bottleneck(
     x: Tensor,
     w1: Tensor,

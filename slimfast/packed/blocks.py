@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from slimfast.ops.bottleneck import bottleneck
+from slimfast.ops.bottleneck import bottleneck, inner_width
 from slimfast.packed.fused import widened
 from slimfast.packed.op import Channels, Op
 from slimfast.packed.ops import Conv
@@ -84,13 +86,15 @@ class FusedBlock:
     def __init__(self, block: Block, x: Tensor) -> None:
         first, second, third = block.convs
         first = widened(first, x.shape[1])
+        inner = inner_width(max(_width(first), _width(second)))
+        size = x.shape[2:]
         self._arguments: dict[str, Any] = {
-            "w1": first.weight,
-            "w2": second.weight,
-            "w3": third.weight,
-            "b1": first.bias_for(x),
-            "b2": second.bias_for(x.new_empty(1, len(first.weight), *x.shape[2:])),
-            "b3": third.bias_for(x.new_empty(1, len(second.weight), *x.shape[2:])),
+            "w1": _laid_out(first.weight, inner, x.shape[1]),
+            "w2": _laid_out(second.weight, inner, inner),
+            "w3": _laid_out(third.weight, _width(third), inner),
+            "b1": _extended(first.bias_for(x), inner),
+            "b2": _extended(second.bias_for(x.new_empty(1, _width(first), *size)), inner),
+            "b3": third.bias_for(x.new_empty(1, _width(second), *size)),
             "scale": first.scale,
             "shift": first.shift,
             "relu": third.relu,
@@ -98,3 +102,19 @@ class FusedBlock:
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return bottleneck(x, **self._arguments, residual=residual)
+
+
+def _laid_out(weight: Tensor, outputs: int, inputs: int) -> Tensor:
+    """[outputs, inputs, rows, columns] with zeros where the weight has none, in the kernel's order."""
+    missing = (0, 0, 0, 0, 0, inputs - weight.shape[1], 0, outputs - len(weight))
+    return F.pad(weight, missing).permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+
+
+def _extended(bias: Tensor | None, count: int) -> Tensor | None:
+    """A bias or map of `count` channels, zeros behind its own."""
+    if bias is None:
+        return None
+    if bias.dim() == 1:
+        return F.pad(bias, (0, count - len(bias)))
+    wide = F.pad(bias, (0, 0, 0, 0, 0, count - bias.shape[1]))
+    return wide.contiguous(memory_format=torch.channels_last)

@@ -26,7 +26,7 @@ class Place(Rule):
         return bool((index[1:] > index[:-1]).all())
 
     def facts(self, call: Call) -> Channels:
-        fill, index, source = *self._buffers(call), call.inputs[0].facts
+        fill, index, source = self._fill(call), self.index(call), call.inputs[0].facts
         live, value = torch.zeros(len(fill), dtype=torch.bool), fill.clone()
         if len(index):
             live[index] = source.live
@@ -35,22 +35,25 @@ class Place(Rule):
 
     def demands(self, call: Call) -> Demands:
         assert call.wanted is not None
-        index = self._buffers(call)[1]
+        index = self.index(call)
         read = torch.zeros_like(call.inputs[0].facts.live)
         return [call.wanted[index] if len(index) else read]
 
     def emit(self, call: Call, builder: Builder) -> Value:
         value = call.inputs[0].value
-        fill, index = self._buffers(call)
+        fill, index = self._fill(call), self.index(call)
         held = torch.zeros(len(fill), dtype=torch.bool)
         if len(index):
             held[index] = value.held
             fill[index] += value.offset
         return Value(value.node, held, fill, value.carrier)
 
-    def _buffers(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
-        module = cast(ChannelPlace, call.module)
-        return module.fill.double().cpu(), module.index.cpu()
+    def index(self, call: Call) -> torch.Tensor:
+        """int64 [number of channels of x]: where they go."""
+        return cast(ChannelPlace, call.module).index.cpu()
+
+    def _fill(self, call: Call) -> torch.Tensor:
+        return cast(ChannelPlace, call.module).fill.double().cpu()
 
 
 class Bias(Rule):

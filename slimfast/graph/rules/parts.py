@@ -93,7 +93,7 @@ class Item(Either):
     def __init__(self) -> None:
         super().__init__()
 
-    def _form(self, call: Call) -> Rule | None:
+    def form(self, call: Call) -> Rule | None:
         if len(call.inputs) != 1 or call.node.args[0] is not call.inputs[0].node:
             return None
         source = call.inputs[0].rule
@@ -124,40 +124,31 @@ class _Part(Spatial):
         return replace(value, node=builder.copy(call, {call.inputs[0].node: value.node}))
 
 
-class _Slice(Rule):
+class _Slice(Gather):
     """x[:, a:b:c, ...], with whatever behind: numbers, slices, None."""
 
     def accepts(self, call: Call) -> bool:
-        index = self._index(call)
+        index = self._places(call)
         if not of_numbers(call) or not index or index[0] != slice(None) or call.count < 1:
             return False
         return all(_is_plain_slice(i) for i in index[1:2]) and all(
             i is None or isinstance(i, int) or _is_plain_slice(i) for i in index[2:]
         )
 
-    def facts(self, call: Call) -> Channels:
-        source, index = call.inputs[0].facts, self._channels(call)
-        return Channels(source.live[index], source.value[index])
-
-    def demands(self, call: Call) -> Demands:
-        assert call.wanted is not None
-        read = torch.zeros_like(call.inputs[0].facts.live)
-        read[self._channels(call)[call.wanted]] = True
-        return [read]
-
     def emit(self, call: Call, builder: Builder) -> Value:
-        value, index = call.inputs[0].value, self._channels(call)
+        value, index = call.inputs[0].value, self.index(call)
         assert call.wanted is not None
         if call.wants_contents:
             node = builder.gather(value, index[call.wanted], is_view=True)
         else:
             node = builder.carrier(value)
-        behind = self._index(call)[2:]
+        behind = self._places(call)[2:]
         if any(i != slice(None) for i in behind):
             node = builder.graph.call_function(call.node.target, (node, (slice(None), slice(None), *behind)))  # type: ignore[arg-type]
         return Value(node, call.wanted, value.offset[index], carrier=not call.wants_contents)
 
-    def _index(self, call: Call) -> tuple[object, ...]:
+    def _places(self, call: Call) -> tuple[object, ...]:
+        """What is written between the brackets, without an Ellipsis."""
         index = call.node.args[1]
         index = index if isinstance(index, tuple) else (index,)
         if Ellipsis not in [type(i) if isinstance(i, fx.Node) else i for i in index]:
@@ -167,9 +158,9 @@ class _Slice(Rule):
         missing = (slice(None),) * (len(call.inputs[0].shape or ()) - given)
         return (*index[:at], *missing, *index[at + 1 :])
 
-    def _channels(self, call: Call) -> Tensor:
+    def index(self, call: Call) -> Tensor:
         numbers = torch.arange(call.inputs[0].count)
-        for chosen in self._index(call)[1:2]:
+        for chosen in self._places(call)[1:2]:
             numbers = numbers[chosen]  # type: ignore[index]
         return numbers
 

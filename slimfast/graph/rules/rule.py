@@ -57,22 +57,22 @@ class Either(Rule):
         self.forms = forms
 
     def accepts(self, call: Call) -> bool:
-        return self._form(call) is not None
+        return self.form(call) is not None
 
     def facts(self, call: Call) -> Channels:
-        return self._chosen(call).facts(call)
+        return self.chosen(call).facts(call)
 
     def demands(self, call: Call) -> Demands:
-        return self._chosen(call).demands(call)
+        return self.chosen(call).demands(call)
 
     def emit(self, call: Call, builder: Builder) -> Value:
-        return self._chosen(call).emit(call, builder)
+        return self.chosen(call).emit(call, builder)
 
-    def _form(self, call: Call) -> Rule | None:
+    def form(self, call: Call) -> Rule | None:
         return next((form for form in self.forms if form.accepts(call)), None)
 
-    def _chosen(self, call: Call) -> Rule:
-        form = self._form(call)
+    def chosen(self, call: Call) -> Rule:
+        form = self.form(call)
         assert form is not None
         return form
 
