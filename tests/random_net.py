@@ -29,6 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 import slimfast
+from slimfast.graph import Cut
 
 TOLERANCE = 1e-9  # of the largest output
 Sizes = tuple[Sequence[int], Sequence[int]]
@@ -80,6 +81,9 @@ def check(net: nn.Module, inputs: int, sizes: Sizes, training: bool, again: bool
     for name, model in pruned if training else []:  # last: it moves running statistics
         with explained(model):
             errors.append(difference(_training(net), _training(model), images[0], f"{name}, train mode"))
+    if training:
+        with explained(result.model):
+            compare_gradients(_training(net), _training(result.model), result._trail.cuts, images[0])
     return Outcome(result.report.params_before, result.report.params_after, max(errors), varies)
 
 
@@ -101,6 +105,32 @@ def difference(net: nn.Module, pruned: nn.Module, images: tuple[Tensor, ...], wh
         )
         worst = max(worst, error / largest if error else 0.0)
     return worst
+
+
+def compare_gradients(
+    net: nn.Module, pruned: nn.Module, cuts: dict[str, Cut], images: tuple[Tensor, ...]
+) -> None:
+    """Of what is left of each parameter; to 1e-9, or to the rounding of the network's largest gradient."""
+    for model in (net, pruned):
+        model.zero_grad()
+        weighing = torch.Generator().manual_seed(0)
+        outputs = tree_leaves(model(*images))
+        weights = [torch.randn(y.shape, generator=weighing, dtype=y.dtype) for y in outputs]
+        trained = [(y * w).sum() for y, w in zip(outputs, weights, strict=True) if y.requires_grad]
+        if trained:
+            torch.stack(trained).sum().backward()
+    originals = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in net.named_parameters(remove_duplicate=False)
+    }
+    rounding = 1e-11 * max([float(g.abs().max()) for g in originals.values() if g.numel()], default=0.0)
+    for name, parameter in pruned.named_parameters():
+        if parameter.numel():
+            expected = cuts[name].apply(originals[name]) if name in cuts else originals[name]
+            got = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            error = float((got - expected).abs().max())
+            limit = TOLERANCE * float(expected.abs().max()) + rounding
+            assert error <= limit, f"train mode: the gradient of {name} differs by {error:.1e}"
 
 
 @contextmanager
