@@ -190,10 +190,11 @@ def tiles(images: int, rows: int, columns: int, inner: int, dtype: torch.dtype) 
     configuration spills registers on sm_80, sm_90 or sm_100.
     """
     large = images * triton.cdiv(rows, 8) * triton.cdiv(columns, 8) >= 132
-    channels = (32 if inner <= 32 else 16) if dtype == torch.float32 else (64 if inner <= 32 else 32)
+    channels = (64 if inner <= 32 else 32) // (2 if dtype == torch.float32 else 1)
     if large:
         return Tiles(8, 8, 128, channels, channels, num_warps=8)
-    return Tiles(4, 8, 64, channels, channels, num_warps=4 if inner == 16 else 8)
+    read = 16 if dtype == torch.float32 else channels
+    return Tiles(4, 8, 64, read, channels, num_warps=4 if inner == 16 else 8)
 
 
 def launch(
