@@ -33,6 +33,7 @@ import group_truth
 import penalty_truth as penalty
 import prox_adamw_truth
 import prox_sgd_truth
+import psconv_truth
 import torch
 from mpmath import mpf
 from torch import Tensor
@@ -223,5 +224,20 @@ OPS = [
         Twice(prox_sgd_truth.step),
         NARROW,
         triton="prox_sgd",
+    ),
+    Op("psconv", psconv_truth.CALLS, psconv_truth.psconv, Twice(psconv_truth.psconv), NARROW),
+    Op(
+        "psconv_input_grad",
+        psconv_truth.INPUT_GRADS,
+        psconv_truth.input_grad,
+        Twice(psconv_truth.input_grad),
+        NARROW,
+    ),
+    Op(
+        "psconv_weight_grad",
+        psconv_truth.WEIGHT_GRADS,
+        psconv_truth.weight_grad,
+        Twice(psconv_truth.weight_grad),
+        NARROW,
     ),
 ]

@@ -8,3 +8,4 @@ from slimfast.ops.penalty_value import penalty_value as penalty_value
 from slimfast.ops.prox import prox as prox
 from slimfast.ops.prox_adamw import prox_adamw_ as prox_adamw_
 from slimfast.ops.prox_sgd import prox_sgd_ as prox_sgd_
+from slimfast.ops.psconv import psconv as psconv

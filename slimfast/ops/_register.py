@@ -64,6 +64,11 @@ def define(
         _LIBRARY.impl(name, _noticed(reference), "CPU")
 
 
+def differentiate(op: str, backward: Callable[..., Any], setup: Callable[..., Any]) -> None:
+    """Gives an op of ``define`` a derivative, made of ops: as for ``torch.library.register_autograd``."""
+    torch.library.register_autograd(f"slimfast::{op}", backward, setup_context=setup, lib=_LIBRARY)
+
+
 def register_triton(op: str, module: str, serve: Callable[..., Any] | None = None) -> None:
     """Serves CUDA tensors with ``slimfast.kernels.<module>.launch``, unless C++ brought a CUDA kernel.
 
