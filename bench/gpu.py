@@ -1,4 +1,4 @@
-"""What bench/gpu.sh runs: checks on a GPU, or times of deployed networks there.
+"""What bench/gpu.sh runs: checks on a GPU, or times of deployed networks or of layers there.
 
 python3 bench/gpu.py checks --out runs/gpu/checks.json
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gpu_psconv
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -286,7 +287,7 @@ CHECKS = (check_ops, check_steps, check_scaler, check_capture, check_deploy)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["checks", "deploy"], help="what to do")
+    parser.add_argument("part", choices=["checks", "deploy", "psconv"], help="what to do")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script itself")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 128, 1024], help="images per call")
@@ -296,6 +297,12 @@ def main() -> int:
     if given.part == "checks":
         result["failures"] = [failure for check in CHECKS for failure in check(device)]
         print("\n".join(result["failures"]) or "no failures")
+    elif given.part == "psconv":
+        result["failures"] = gpu_psconv.check(device, batch=8)
+        print("\n".join(result["failures"]) or "no failures")
+        result["psconv_us"] = {
+            f"batch {batch}": gpu_psconv.time_layers(device, batch) for batch in given.batches
+        }
     else:
         result["deploy_us"] = time_deploy(device, tuple(given.batches))
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -225,13 +225,16 @@ OPS = [
         NARROW,
         triton="prox_sgd",
     ),
-    Op("psconv", psconv_truth.CALLS, psconv_truth.psconv, Twice(psconv_truth.psconv), NARROW),
+    Op(
+        "psconv", psconv_truth.CALLS, psconv_truth.psconv, Twice(psconv_truth.psconv), NARROW, triton="psconv"
+    ),
     Op(
         "psconv_input_grad",
         psconv_truth.INPUT_GRADS,
         psconv_truth.input_grad,
         Twice(psconv_truth.input_grad),
         NARROW,
+        triton="psconv_input_grad",
     ),
     Op(
         "psconv_weight_grad",
@@ -239,5 +242,6 @@ OPS = [
         psconv_truth.weight_grad,
         Twice(psconv_truth.weight_grad),
         NARROW,
+        triton="psconv_weight_grad",
     ),
 ]

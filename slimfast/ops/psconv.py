@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slimfast.ops import psconv_input_grad, psconv_weight_grad  # noqa: F401  they are its derivative
 from slimfast.ops._psconv_pattern import Pattern, unpack
-from slimfast.ops._register import define, differentiate
+from slimfast.ops._register import define, differentiate, register_triton
 
 SCHEMA = (
     "psconv(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, bool relu, int[] out_residue, "
@@ -92,6 +92,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 define(SCHEMA, reference, fake=_fake)
 differentiate("psconv", _backward, _setup)
+register_triton("psconv", "psconv")
 
 
 def psconv(

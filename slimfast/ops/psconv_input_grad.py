@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slimfast.ops._psconv_pattern import Pattern, unpack
-from slimfast.ops._register import define, differentiate
+from slimfast.ops._register import define, differentiate, register_triton
 
 SCHEMA = (
     "psconv_input_grad(Tensor grad, Tensor weight, int[] out_residue, int[] in_residue, "
@@ -75,3 +75,4 @@ def _backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
 
 define(SCHEMA, reference, fake=_fake)
 differentiate("psconv_input_grad", _backward, _setup)
+register_triton("psconv_input_grad", "psconv_input_grad")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slimfast.ops._psconv_pattern import Pattern, pack
-from slimfast.ops._register import define, differentiate
+from slimfast.ops._register import define, differentiate, register_triton
 
 SCHEMA = (
     "psconv_weight_grad(Tensor grad, Tensor x, int[] out_residue, int[] in_residue, int[2] kernel_size, "
@@ -76,3 +76,4 @@ def _backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
 
 define(SCHEMA, reference, fake=_fake)
 differentiate("psconv_weight_grad", _backward, _setup)
+register_triton("psconv_weight_grad", "psconv_weight_grad")
