@@ -31,7 +31,7 @@ class PSConv2d(nn.Module):
         boost: whether one variant in each period is dense.
         out_residue, in_residue: of each channel its number modulo the period; others than those of a fresh
             layer where channels were removed.
-    Parameters: weight [out_channels, S], the taps of each filter in order of input channel, row, column, where
+    Parameters: weight [out_channels, S], the taps of each filter in order of input channel, row, column;
         S = in_channels kss, or in_channels ((period - 1) kss + taps) / period with `boost`;
         bias [out_channels].
     Shapes: x [N, in_channels, H, W], y [N, out_channels, H', W'], in torch.channels_last.

@@ -1,9 +1,9 @@
-"""Pre-defined sparse convolution: as a convolution, but weights are packed and channels keep their residues."""
+"""Pre-defined sparse convolution: as a convolution, with packed weights and residues that stay."""
 
 from typing import cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from slimfast.graph.builder import Builder
 from slimfast.graph.channels import Call, Channels, Cut, Value
