@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <limits>
 #include <memory>
 #include <optional>
 
@@ -33,38 +34,44 @@ Tensor images(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
 template <class A>
 struct Padded {
   std::unique_ptr<A[]> numbers;
-  int64_t height, width, channels;
+  int64_t height, width, pitch;  // pitch: numbers from one pixel to the next
 
   template <class T>
   Padded(const Tensor& x, const T* from, int64_t top, int64_t bottom, int64_t left, int64_t right)
-      : height(x.size(2) + top + bottom), width(x.size(3) + left + right), channels(x.size(1)) {
-    const int64_t n = x.size(0), h = x.size(2), w = x.size(3), c = channels;
+      : height(x.size(2) + top + bottom), width(x.size(3) + left + right), pitch(odd_lines(x.size(1))) {
+    const int64_t n = x.size(0), h = x.size(2), w = x.size(3), c = x.size(1), p = pitch;
     const int64_t sn = x.stride(0), sc = x.stride(1), sh = x.stride(2), sw = x.stride(3);
-    numbers.reset(new A[n * height * width * c]);
+    numbers.reset(new A[n * height * width * p]);
     torch::stable::parallel_for(0, n * height, 1, [&](int64_t begin, int64_t end) {
       for (int64_t line = begin; line < end; ++line) {
         A* out = numbers.get() + at(line / height, line % height, 0);
         const int64_t row = line % height - top;
         if (row < 0 || row >= h) {
-          std::fill(out, out + width * c, A(0));
+          std::fill(out, out + width * p, A(0));
           continue;
         }
         const T* in = from + line / height * sn + row * sh;
-        std::fill(out, out + left * c, A(0));
-        out += left * c;
-        std::fill(out + w * c, out + (w + right) * c, A(0));
+        std::fill(out, out + left * p, A(0));
+        out += left * p;
+        std::fill(out + w * p, out + (w + right) * p, A(0));
         if (sc == 1)
           for (int64_t i = 0; i < w; ++i)
-            for (int64_t j = 0; j < c; ++j) out[i * c + j] = static_cast<A>(in[i * sw + j]);
+            for (int64_t j = 0; j < c; ++j) out[i * p + j] = static_cast<A>(in[i * sw + j]);
         else
           for (int64_t j = 0; j < c; ++j)
-            for (int64_t i = 0; i < w; ++i) out[i * c + j] = static_cast<A>(in[i * sw + j * sc]);
+            for (int64_t i = 0; i < w; ++i) out[i * p + j] = static_cast<A>(in[i * sw + j * sc]);
       }
     });
   }
 
+  // Pixels that are a power of two apart would share a few sets of the first cache.
+  static int64_t odd_lines(int64_t channels) {
+    const int64_t line = 64 / sizeof(A), lines = (channels + line - 1) / line;
+    return lines < 4 ? channels : (lines | 1) * line;
+  }
+
   int64_t at(int64_t image, int64_t row, int64_t column) const {
-    return ((image * height + row) * width + column) * channels;
+    return ((image * height + row) * width + column) * pitch;
   }
 };
 
@@ -87,9 +94,9 @@ struct Tiles {
   // Adds columns that `fill` has laid out before.
   void add_ready(int64_t taps, int64_t depth, const Numbers& columns, const A* ready) {
     for (size_t first = 0; first < columns.size(); first += COLUMNS, ready += depth * COLUMNS) {
-      list.push_back({taps, ready, {}});
-      for (size_t j = 0; j < COLUMNS; ++j)
-        list.back().column[j] = first + j < columns.size() ? columns[first + j] : -1;
+      Tile<A> tile{taps, ready, std::min<int64_t>(COLUMNS, columns.size() - first), {}, {}};
+      std::copy_n(columns.begin() + first, tile.width, tile.column);
+      list.push_back(tile);
     }
   }
 
@@ -172,18 +179,21 @@ struct Ops {
     STD_TORCH_CHECK(ready == static_cast<const A*>(prepared.const_data_ptr()) + prepared.numel(),
                     "psconv_prepared: the weight was prepared for another layer");
     const View<T, 1> b(bias);
+    const A least = relu ? A(0) : -std::numeric_limits<A>::infinity();
+    for (Tile<A>& tile : tiles.list)
+      for (int64_t j = 0; b.numbers && j < tile.width; ++j) tile.start[j] = static_cast<A>(b(tile.column[j]));
     const View<T, 4> more(residual);
     T* out = static_cast<T*>(y.mutable_data_ptr());
     const int64_t pixels = height * width;
     multiply(padded.numbers.get(), rows, taps, tiles.list, [&](int64_t row, const Tile<A>& tile, const A* sums) {
+      A y[COLUMNS];
+      for (int64_t j = 0; j < COLUMNS; ++j) y[j] = sums[j] + tile.start[j];
+      if (more.numbers)
+        for (int64_t j = 0; j < tile.width; ++j)
+          y[j] += static_cast<A>(more(row / pixels, tile.column[j], row / width % height, row % width));
+      for (int64_t j = 0; j < COLUMNS; ++j) y[j] = y[j] < least ? A(0) : y[j];  // a branch would guess signs
       T* pixel = out + row * outputs;
-      for (int64_t j = 0; j < COLUMNS && tile.column[j] >= 0; ++j) {
-        const int64_t o = tile.column[j];
-        A sum = sums[j];
-        if (b.numbers) sum += static_cast<A>(b(o));
-        if (more.numbers) sum += static_cast<A>(more(row / pixels, o, row / width % height, row % width));
-        pixel[o] = static_cast<T>(relu && sum < 0 ? A(0) : sum);
-      }
+      for (int64_t j = 0; j < tile.width; ++j) pixel[tile.column[j]] = static_cast<T>(y[j]);
     });
     return y;
   }
@@ -240,7 +250,7 @@ struct Ops {
     }
     T* out = static_cast<T*>(x.mutable_data_ptr());
     multiply(padded.numbers.get(), rows, taps, tiles.list, [&](int64_t row, const Tile<A>& tile, const A* sums) {
-      for (int64_t j = 0; j < COLUMNS && tile.column[j] >= 0; ++j)
+      for (int64_t j = 0; j < tile.width; ++j)
         out[targets[row] + tile.column[j]] = static_cast<T>(sums[j]);
     });
   }
@@ -271,9 +281,9 @@ struct Ops {
         rows.push_back(padded.at(0, t.row * g.dilation[0], t.column * g.dilation[1]) + t.channel);
       Tiles<A> tiles;
       tiles.add(0, pixels.size(), filters[a],
-                [&](int64_t o, int64_t p) { return numbers.numbers[p * outputs + o]; });
+                [&](int64_t o, int64_t p) { return numbers.numbers[p * numbers.pitch + o]; });
       multiply(padded.numbers.get(), rows, {pixels}, tiles.list, [&](int64_t row, const Tile<A>& tile, const A* sums) {
-        for (int64_t j = 0; j < COLUMNS && tile.column[j] >= 0; ++j)
+        for (int64_t j = 0; j < tile.width; ++j)
           out[tile.column[j] * s.taps + row] = static_cast<T>(sums[j]);
       });
     }

@@ -1,9 +1,8 @@
 """Whether a CPU does better to skip taps or to run the masked dense convolution: a fitted rule.
 
-`bench/test_psconv.py` times both at many shapes. The gathered product of csrc/gathered.h runs at 0.7 of
-oneDNN's rate on two tiles of 16 filters at a time and at 0.5 on one, computes twelve pixels at a time, and
-needs tables at every call. Where filters of one residue are few, or pixels are, that costs more than the taps
-save.
+`bench/test_psconv.py` times both at many shapes. The gathered product of csrc/gathered.h multiplies at a share
+of oneDNN's rate, two tiles of 16 filters at a time faster than one, and computes twelve pixels at a time; its
+tables are built at every call. A dense convolution has to load more weights, however few the pixels are.
 """
 
 import functools
@@ -11,8 +10,10 @@ from collections import Counter
 
 from slimfast.ops._psconv_pattern import Pattern
 
-_TWO_TILES, _ONE_TILE = 0.7, 0.5  # of oneDNN's multiply-accumulates per second
-_TABLES = 7e6  # multiply-accumulates of oneDNN in the time that building them takes
+# What is fitted, in multiply-accumulates of oneDNN or as shares of its rate.
+_TWO_TILES, _ONE_TILE = 0.75, 0.7
+_CALL, _TABLE_ENTRY = 1e6, 400
+_LOAD = 4  # pixels that a dense convolution could compute while it loads its weights
 _PIXELS = 12  # at a time
 
 
@@ -21,16 +22,19 @@ def skips_faster(
 ) -> bool:
     """Whether the sparse convolution is the faster one for so many output pixels, batch included."""
     rows, columns = pattern.kernel_size
-    dense = pixels * rows * columns * len(out_residue) * len(in_residue)
+    dense = (pixels + _LOAD) * rows * columns * len(out_residue) * len(in_residue)
     padded = -(-pixels // _PIXELS) * _PIXELS
-    return padded * _cost(pattern, out_residue, in_residue) + _TABLES < dense
+    per_pixel, per_call = _cost(pattern, out_residue, in_residue)
+    return padded * per_pixel + per_call < dense
 
 
 @functools.lru_cache(maxsize=512)
-def _cost(pattern: Pattern, out_residue: tuple[int, ...], in_residue: tuple[int, ...]) -> float:
-    """Of one pixel, in oneDNN's multiply-accumulates."""
-    total = 0.0
+def _cost(pattern: Pattern, out_residue: tuple[int, ...], in_residue: tuple[int, ...]) -> tuple[float, float]:
+    """Of each pixel and of each call."""
+    per_pixel, entries = 0.0, 0
     for residue, filters in Counter(out_residue).items():
+        taps = pattern.taps((residue,), in_residue)
         pairs, single = divmod(-(-filters // 16), 2)
-        total += pattern.taps((residue,), in_residue) * (32 * pairs / _TWO_TILES + 16 * single / _ONE_TILE)
-    return total
+        per_pixel += taps * (32 * pairs / _TWO_TILES + 16 * single / _ONE_TILE)
+        entries += taps
+    return per_pixel, _CALL + _TABLE_ENTRY * entries
