@@ -328,3 +328,26 @@ def test_the_table_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["psconv-table"]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"PSD1_P16 .* 0\.167 .* -83\.3 % .* 5\.84x .* -82\.0 % .* 5\.59x", shown)
+
+
+@pytest.mark.long
+def test_the_recipe_trains_slims_prunes_and_deploys(tmp_path: Path) -> None:
+    """Shorter than it is; the files differ by what was counted."""
+    out, recipe = tmp_path / "run", Path(__file__).parents[1] / "recipes" / "psconv-demo.toml"
+    shorter = ["train.epochs=3", "finetune.epochs=1", "baseline.epochs=1", "penalty.lam=4e-3"]
+    arguments = [word for override in shorter for word in ("--set", override)]
+    assert main(["run", str(recipe), "--out", str(out), *arguments]) == 0
+    found = json.loads((out / "summary.json").read_text())
+    assert found["finetuned_accuracy"] > 0.7
+    assert 0 < found["channels_kept"] < found["channels_total"]
+    dense, sparse, pruned = (
+        slimfast.load(out / f"{name}.safetensors") for name in ("dense", "sparse", "pruned")
+    )
+    numbers = [sum(t.numel() for t in model.parameters()) for model in (dense, sparse, pruned)]
+    assert (numbers[1], numbers[2]) == (found["params_before"], found["params_after"])
+    sizes = [(out / f"{name}.safetensors").stat().st_size for name in ("dense", "sparse", "pruned")]
+    for smaller in (1, 2):
+        assert sizes[0] - sizes[smaller] == pytest.approx(4 * (numbers[0] - numbers[smaller]), rel=0.01)
+    assert sum(isinstance(m, PSConv2d) for m in pruned.modules()) == 5
+    packed = slimfast.load(out / "deployed.safetensors")
+    assert [op.kind for op in packed.program.ops].count("psconv") == 5

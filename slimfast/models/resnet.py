@@ -82,9 +82,8 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         require_positive(num_classes=num_classes, in_channels=in_channels)
-        large = {"kernel_size": 7, "stride": 2, "padding": 3}
-        stem = {"kernel_size": 3, "padding": 1} if small_images else large
-        self.conv1 = nn.Conv2d(in_channels, 64, bias=False, **stem)
+        size, stride, padding = (3, 1, 1) if small_images else (7, 2, 3)
+        self.conv1 = nn.Conv2d(in_channels, 64, size, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(kernel_size=3, stride=2, padding=1)

@@ -41,6 +41,7 @@ class PSConv2d(nn.Module):
     Transactions on Computers 69(7), 2020.
     """
 
+    bias: nn.Parameter | None
     transposed = False
     groups = 1
     padding_mode = "zeros"

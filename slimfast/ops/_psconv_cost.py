@@ -1,8 +1,9 @@
 """Whether a CPU does better to skip taps or to run the masked dense convolution: a fitted rule.
 
-`bench/test_psconv.py` times both at many shapes. The gathered product of csrc/gathered.h multiplies at a share
-of oneDNN's rate, two tiles of 16 filters at a time faster than one, and computes twelve pixels at a time; its
-tables are built at every call. A dense convolution has to load more weights, however few the pixels are.
+`bench/test_psconv.py` times both at many shapes. The gathered product of csrc/gathered.h multiplies at a
+share of oneDNN's rate, two tiles of 16 filters at a time faster than one, and computes twelve pixels at a
+time; its tables are built at every call. A dense convolution has to load more weights, however few the
+pixels are.
 """
 
 import functools
