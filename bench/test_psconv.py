@@ -122,7 +122,7 @@ def test_psconv_training(compare: Compare, shape: str, variant: str) -> None:
     )
 
 
-@pytest.mark.parametrize("variant", ["dense", *VARIANTS])
+@each_variant
 @pytest.mark.parametrize("name", ["vgg16", "resnet18"])
 @torch.no_grad()
 def test_psconv_network(compare: Compare, name: str, variant: str) -> None:
@@ -130,7 +130,7 @@ def test_psconv_network(compare: Compare, name: str, variant: str) -> None:
     torch.manual_seed(0)
     args = {"small_images": True} if name == "resnet18" else {}
     dense = models.build(name, num_classes=10, **args).eval()
-    net = dense if variant == "dense" else convert_psconv(dense, **VARIANTS[variant])
+    net = convert_psconv(dense, **VARIANTS[variant])
     x = torch.randn(32, 3, 32, 32).to(memory_format=torch.channels_last)
     deployed, rival = slimfast.deploy(net, x), slimfast.deploy(dense, x)
     compare({f"{variant}, deployed": lambda: deployed(x), "dense, deployed": lambda: rival(x)}, rounds=7)

@@ -12,8 +12,9 @@ from collections import Counter
 from slimfast.ops._psconv_pattern import Pattern
 
 # What is fitted, in multiply-accumulates of oneDNN or as shares of its rate.
-_TWO_TILES, _ONE_TILE = 0.75, 0.7
-_CALL, _TABLE_ENTRY = 1e6, 400
+_TWO_TILES, _ONE_TILE = 0.75, 0.85
+_STORE = 1000  # of a tile, for each pixel
+_CALL, _TABLE_ENTRY = 1e6, 600
 _LOAD = 4  # pixels that a dense convolution could compute while it loads its weights
 _PIXELS = 12  # at a time
 
@@ -35,7 +36,8 @@ def _cost(pattern: Pattern, out_residue: tuple[int, ...], in_residue: tuple[int,
     per_pixel, entries = 0.0, 0
     for residue, filters in Counter(out_residue).items():
         taps = pattern.taps((residue,), in_residue)
-        pairs, single = divmod(-(-filters // 16), 2)
-        per_pixel += taps * (32 * pairs / _TWO_TILES + 16 * single / _ONE_TILE)
+        tiles = -(-filters // 16)
+        pairs, single = divmod(tiles, 2)
+        per_pixel += taps * (32 * pairs / _TWO_TILES + 16 * single / _ONE_TILE) + _STORE * tiles
         entries += taps
     return per_pixel, _CALL + _TABLE_ENTRY * entries
