@@ -35,6 +35,9 @@ TITLES = {
     "test_epoch": "An epoch of augmented pictures",
     "test_pruners": "Pruning a network",
     "test_pass": "The pruning pass",
+    "test_psconv_forward": "Pre-defined sparse convolutions, inference",
+    "test_psconv_training": "Pre-defined sparse convolutions, forward and backward",
+    "test_psconv_network": "Pre-defined sparse networks, inference",
 }
 
 
@@ -90,7 +93,7 @@ def table(name: str, result: Result) -> Table:
     for variant, numbers in result.outcome.items():
         notes.append(f"{variant}: " + ", ".join(f"{key} {value:,.6g}" for key, value in numbers.items()))
     for floor in result.floors:
-        notes.append(f"{100 * (result.bandwidth(floor) or 0):.0f} % of the bandwidth of: {floor}")
+        notes.append(f"{100 * (result.bandwidth(floor) or 0):.0f} % of the speed of: {floor}")
     shown.caption = Text("\n".join(notes))
     return shown
 

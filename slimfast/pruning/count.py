@@ -8,6 +8,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from slimfast.graph import name_of, trace
+from slimfast.nn import PSConv2d
 
 _CONVS = {"conv1d", "conv2d", "conv3d"}
 _TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
@@ -68,7 +69,7 @@ def count_layers(traced: fx.GraphModule) -> dict[str, LayerCount]:
             name, module, params = node.name, None, 0
             kind, macs = name_of(node), _macs_of_function(node)
         macs += layers[name].macs if name in layers else 0
-        if params or macs or isinstance(module, _ConvNd):
+        if params or macs or isinstance(module, (_ConvNd, PSConv2d)):
             layers[name] = LayerCount(kind, _channels(node, module), params, macs)
     return layers
 
@@ -85,6 +86,8 @@ def _macs(module: nn.Module, node: fx.Node) -> int:
     if isinstance(module, _ConvNd):
         positions = node.all_input_nodes[0] if module.transposed else node
         return int(math.prod(positions.meta["shape"][2:]) * module.weight.numel())
+    if isinstance(module, PSConv2d):
+        return int(math.prod(node.meta["shape"][2:]) * module.weight.numel())
     if isinstance(module, nn.Linear):
         return _elements(node) * module.in_features
     return 0
