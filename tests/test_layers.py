@@ -30,7 +30,7 @@ MAY_IMPORT = {  # a package may always import itself
     "ops": {"kernels"},
     "penalties": {"ops"},
     "optim": {"penalties", "ops"},
-    "nn": set(),
+    "nn": {"ops"},
     "graph": {"nn", "_atomic"},
     "pruning": {"graph", "nn"},
     "packed": {"ops", "nn", "graph", "_atomic"},

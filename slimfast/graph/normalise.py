@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from slimfast.graph.channels import name_of
+from slimfast.nn import PSConv2d
 
 _ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.floordiv}
 _BROADCAST = {*_ARITHMETIC, operator.truediv, torch.add, torch.mul, torch.sub, "add", "mul", "sub"}
@@ -50,7 +51,9 @@ def _is_fixed(
 ) -> bool:
     if "shape" not in node.meta or len(node.meta["shape"]) < 2:
         return False
-    if node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), _ConvNd | _BatchNorm):
+    if node.op == "call_module" and isinstance(
+        traced.get_submodule(str(node.target)), _ConvNd | _BatchNorm | PSConv2d
+    ):
         return True
     tensors = [source for source in node.all_input_nodes if "shape" in source.meta]
     return bool(tensors) and all(source in fixed for source in tensors) and keeps_channels(node)

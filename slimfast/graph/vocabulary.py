@@ -13,6 +13,7 @@ import slimfast.nn as own
 _WINDOW = "kernel_size stride padding"
 _CONV = f"in_channels out_channels {_WINDOW} dilation groups bias padding_mode"
 _TRANSPOSED = f"in_channels out_channels {_WINDOW} output_padding groups bias dilation padding_mode"
+_PSCONV = f"in_channels out_channels {_WINDOW} dilation bias kss period boost out_residue in_residue"
 _NORM = "num_features eps momentum affine track_running_stats"
 _MAX_POOL = f"{_WINDOW} dilation return_indices ceil_mode"
 _AVG_POOL = f"{_WINDOW} ceil_mode count_include_pad"
@@ -22,6 +23,7 @@ _LAYERS: list[tuple[str, list[type[nn.Module]]]] = [
     (_CONV, [nn.Conv1d, nn.Conv2d, nn.Conv3d, own.BorderConv1d, own.BorderConv2d, own.BorderConv3d]),
     (_TRANSPOSED, [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]),
     (_TRANSPOSED, [own.BorderConvTranspose1d, own.BorderConvTranspose2d, own.BorderConvTranspose3d]),
+    (_PSCONV, [own.PSConv2d, own.BorderPSConv2d]),
     ("in_features out_features bias", [nn.Linear]),
     (_NORM, [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm]),
     (_NORM, [nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d]),

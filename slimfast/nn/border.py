@@ -21,7 +21,57 @@ _FUNCTIONS: dict[tuple[bool, int], Callable[..., Tensor]] = {
 }
 
 
-class _Border(_ConvNd):
+class BorderMap(nn.Module):
+    """The contribution of removed inputs, for a layer with the geometry of a convolution.
+
+    Buffer: border_weight [out_channels, 1, *kernel_size], transposed [1, out_channels, *]; not trained.
+    """
+
+    border_weight: Tensor
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    transposed: bool
+    _maps: dict[tuple[object, ...], Tensor]
+
+    def take_border(self, border_weight: Tensor) -> None:
+        """Registers the buffer; once, when the layer is built."""
+        self.register_buffer("border_weight", border_weight)
+        self._maps = {}
+
+    def border_map(self, size: torch.Size, dtype: torch.dtype) -> Tensor:
+        """[1, out_channels, *'] of `dtype`: what the removed inputs add to an image of this `size`."""
+        if torch.compiler.is_compiling():
+            return self._computed_map(size).to(dtype)
+        version = None if self.border_weight.is_inference() else self.border_weight._version
+        key = (*size, dtype, version)
+        if key not in self._maps:
+            if len(self._maps) >= _SIZES_KEPT:
+                self._maps.clear()
+            with torch.inference_mode(False), torch.no_grad():
+                self._maps[key] = self._computed_map(size).to(dtype)
+        return self._maps[key]
+
+    def _computed_map(self, size: torch.Size) -> Tensor:
+        ones = self.border_weight.new_ones(1, 1, *size)
+        function = _FUNCTIONS[self.transposed, len(self.kernel_size)]
+        arguments: list[Any] = [self.stride, self.padding]
+        arguments += [self.output_padding, 1] if self.transposed else []
+        with torch.autocast(ones.device.type, enabled=False):
+            return function(ones, self.border_weight, None, *arguments, dilation=self.dilation)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BorderMap":
+        self._maps.clear()
+        super()._apply(fn, recurse)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
+
+
+class _Border(BorderMap, _ConvNd):
     """A convolution over the remaining inputs plus what the removed, constant ones contributed.
 
         y = conv(x, weight) + bias + conv(ones(1, 1, *size), border_weight)
@@ -36,9 +86,6 @@ class _Border(_ConvNd):
     Shapes: x [N, in_channels, *] ([N, any, *] if in_channels = 0), y [N, out_channels, *'].
     Errors: ValueError for a padding mode other than "zeros" (there a constant stays constant; use the bias).
     """
-
-    border_weight: Tensor
-    _maps: dict[tuple[object, ...], Tensor]
 
     def __init__(
         self,
@@ -57,8 +104,7 @@ class _Border(_ConvNd):
         border = torch.zeros(*sizes, *self.kernel_size, device=device, dtype=self.weight.dtype)
         if not in_channels:
             self._take_no_input(device)
-        self.register_buffer("border_weight", border)
-        self._maps = {}
+        self.take_border(border)
 
     def _take_no_input(self, device: torch.device | str | None) -> None:
         self.in_channels, self.groups, dtype = 0, 1, self.weight.dtype
@@ -96,35 +142,6 @@ class _Border(_ConvNd):
         if self.bias is not None:
             border = border + self.bias.to(x.dtype).reshape(-1, *[1] * len(self.kernel_size))
         return border.expand(x.shape[0], *[-1] * (border.dim() - 1))
-
-    def border_map(self, size: torch.Size, dtype: torch.dtype) -> Tensor:
-        """[1, out_channels, *'] of `dtype`: what the removed inputs add to an image of this `size`."""
-        if torch.compiler.is_compiling():
-            return self._computed_map(size).to(dtype)
-        version = None if self.border_weight.is_inference() else self.border_weight._version
-        key = (*size, dtype, version)
-        if key not in self._maps:
-            if len(self._maps) >= _SIZES_KEPT:
-                self._maps.clear()
-            with torch.inference_mode(False), torch.no_grad():
-                self._maps[key] = self._computed_map(size).to(dtype)
-        return self._maps[key]
-
-    def _computed_map(self, size: torch.Size) -> Tensor:
-        ones = self.border_weight.new_ones(1, 1, *size)
-        function = _FUNCTIONS[self.transposed, len(self.kernel_size)]
-        arguments: list[Any] = [self.stride, self.padding]
-        arguments += [self.output_padding, 1] if self.transposed else []
-        with torch.autocast(ones.device.type, enabled=False):
-            return function(ones, self.border_weight, None, *arguments, dilation=self.dilation)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Border":
-        self._maps.clear()
-        super()._apply(fn, recurse)
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}
 
 
 class BorderConv1d(_Border, nn.Conv1d):

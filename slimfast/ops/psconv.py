@@ -90,7 +90,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     )
 
 
-define(SCHEMA, reference, compiled=False, fake=_fake)
+define(SCHEMA, reference, fake=_fake)
 differentiate("psconv", _backward, _setup)
 register_triton("psconv", "psconv")
 

@@ -73,6 +73,6 @@ def _backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
     )
 
 
-define(SCHEMA, reference, compiled=False, fake=_fake)
+define(SCHEMA, reference, fake=_fake)
 differentiate("psconv_input_grad", _backward, _setup)
 register_triton("psconv_input_grad", "psconv_input_grad")

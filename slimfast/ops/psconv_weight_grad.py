@@ -74,6 +74,6 @@ def _backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
     )
 
 
-define(SCHEMA, reference, compiled=False, fake=_fake)
+define(SCHEMA, reference, fake=_fake)
 differentiate("psconv_weight_grad", _backward, _setup)
 register_triton("psconv_weight_grad", "psconv_weight_grad")

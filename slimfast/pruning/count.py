@@ -7,8 +7,9 @@ from typing import NamedTuple
 from torch import fx, nn
 
 from slimfast.graph import trace
+from slimfast.nn import PSConv2d
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, PSConv2d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 

@@ -16,6 +16,7 @@ from slimfast.graph.rules.kept import Bias, Carrier, Place, Select
 from slimfast.graph.rules.linear import Linear
 from slimfast.graph.rules.norm import BatchNorm
 from slimfast.graph.rules.parts import Chunk, Item, PixelShuffle, PixelUnshuffle, Shuffle
+from slimfast.graph.rules.psconv import PSConv
 from slimfast.graph.rules.rule import Barrier, Either, Rule, Size
 from slimfast.graph.rules.spatial import AvgPool, Behind, Flatten, Pad, Padded, Reduce, Spatial, Unflatten
 from slimfast.nn import (
@@ -25,9 +26,11 @@ from slimfast.nn import (
     BorderConvTranspose1d,
     BorderConvTranspose2d,
     BorderConvTranspose3d,
+    BorderPSConv2d,
     ChannelBias,
     ChannelPlace,
     ChannelSelect,
+    PSConv2d,
     ShapeCarrier,
 )
 
@@ -64,6 +67,7 @@ def _arithmetic(rule: Rule, names: str) -> tuple[Rule, list[Operation]]:
 _SIGMOIDS = [nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink]
 _OPERATIONS: list[tuple[Rule, list[Operation]]] = [
     (Conv(), [*_CONV, *_TRANSPOSED, *_TRANSPOSED_BORDER]),
+    (PSConv(), [PSConv2d, BorderPSConv2d]),
     (Linear(), [nn.Linear]),
     (BatchNorm(), [*_NORM]),
     (PReLU(), [nn.PReLU]),
