@@ -248,6 +248,8 @@ def multiply(
     phases, columns = how.table.shape[:2]
     rows = len(x) * grid_size[0] * grid_size[1]
     cut = tiles(rows * phases, columns, how.shape, x.dtype, precision(x))
+    if bias is not None:
+        bias = bias.contiguous() if how.columns is None else bias[how.columns]
     left = in_order(x, how.inner)
     right = gathered(weight, how.weight.flatten(), x.dtype)
     result = y.permute(0, 2, 3, 1)
@@ -257,7 +259,7 @@ def multiply(
         psconv_kernel[triton.cdiv(rows, cut.BM) * columns, phases](
             left,
             right,
-            bias if bias is None or how.columns is None else bias[how.columns],
+            bias,
             None if residual is None else in_order(residual, how.columns),
             result,
             how.table,

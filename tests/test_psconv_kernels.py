@@ -100,6 +100,27 @@ def test_interpreted_kernel_equals_the_reference(op: str, data: st.DataObject) -
     ).all()
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_channels_in_place_and_any_strides(op: str) -> None:
+    """Nothing is copied into order here, so that nothing becomes dense by the way."""
+    residue, generator = [0] * 8 + [1] * 8, torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> Tensor:
+        memory = torch.full((*shape, 2), torch.nan)
+        return memory[..., 1].copy_(torch.randn(shape, generator=generator))
+
+    x, grad, weight = numbers(2, 16, 5, 4), numbers(2, 16, 5, 4), numbers(16, 16)
+    rest: tuple[Any, ...] = ([3, 3], 1, 2, False, [1, 1], [1, 1], [1, 1])
+    arguments = {
+        "psconv": (x, weight, numbers(16), grad, True, residue, residue, *rest),
+        "psconv_input_grad": (grad, weight, residue, residue, [5, 4], *rest),
+        "psconv_weight_grad": (grad, x, residue, residue, *rest),
+    }[op]
+    layer = Layer.of(residue, residue, *rest[:4])
+    assert plan(layer, shapes(torch.float32), price, CPU).columns is None
+    torch.testing.assert_close(launch(op, *arguments), reference(op, *arguments), rtol=1e-5, atol=1e-4)
+
+
 def test_nan_goes_through_relu() -> None:
     x = torch.tensor([torch.nan, -1.0]).view(1, 1, 1, 2)
     y = launch(
