@@ -34,6 +34,9 @@ TITLES = {
     "test_forward": "Inference",
     "test_epoch": "An epoch of augmented pictures",
     "test_pass": "The pruning pass",
+    "test_psconv_forward": "Pre-defined sparse convolutions, inference",
+    "test_psconv_training": "Pre-defined sparse convolutions, forward and backward",
+    "test_psconv_network": "Pre-defined sparse networks, inference",
 }
 
 
@@ -87,7 +90,7 @@ def table(name: str, result: Result) -> Table:
     notes = [f"{variant}: {reason}" for variant, reason in result.absent.items()]
     notes += [f"{variant}: {seconds:.0f} s to compile" for variant, seconds in result.compile_s.items()]
     for floor in result.floors:
-        notes.append(f"{100 * (result.bandwidth(floor) or 0):.0f} % of the bandwidth of: {floor}")
+        notes.append(f"{100 * (result.bandwidth(floor) or 0):.0f} % of the speed of: {floor}")
     shown.caption = Text("\n".join(notes))
     return shown
 

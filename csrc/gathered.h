@@ -25,7 +25,9 @@ template <class A>
 struct Tile {
   int64_t taps;             // which list
   const A* w;               // [number of taps][COLUMNS]
-  int64_t column[COLUMNS];  // of the result; -1: none
+  int64_t width;            // columns that there are
+  int64_t column[COLUMNS];  // their numbers in the result
+  A start[COLUMNS];         // for the caller: what is added to each
 };
 
 // Adds ROWS x (VECTORS * LANES) results to `out` [ROWS][MOST_COLUMNS], all of them in registers meanwhile.
@@ -49,7 +51,7 @@ template <class A, int LANES, int VECTORS, int ROWS>
       column[v] = *reinterpret_cast<const Vector*>(w[v * LANES / COLUMNS] + k * COLUMNS + v * LANES % COLUMNS);
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
-      const Vector number = Vector{} + from[r][tap];
+      const Vector number = from[r][tap] - Vector{};  // every lane; to add 0 would be an instruction
 #pragma GCC unroll 8
       for (int v = 0; v < VECTORS; ++v) sums[r][v] += number * column[v];
     }

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <limits>
 #include <memory>
 #include <optional>
 
@@ -33,38 +34,44 @@ Tensor images(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
 template <class A>
 struct Padded {
   std::unique_ptr<A[]> numbers;
-  int64_t height, width, channels;
+  int64_t height, width, pitch;  // pitch: numbers from one pixel to the next
 
   template <class T>
   Padded(const Tensor& x, const T* from, int64_t top, int64_t bottom, int64_t left, int64_t right)
-      : height(x.size(2) + top + bottom), width(x.size(3) + left + right), channels(x.size(1)) {
-    const int64_t n = x.size(0), h = x.size(2), w = x.size(3), c = channels;
+      : height(x.size(2) + top + bottom), width(x.size(3) + left + right), pitch(odd_lines(x.size(1))) {
+    const int64_t n = x.size(0), h = x.size(2), w = x.size(3), c = x.size(1), p = pitch;
     const int64_t sn = x.stride(0), sc = x.stride(1), sh = x.stride(2), sw = x.stride(3);
-    numbers.reset(new A[n * height * width * c]);
+    numbers.reset(new A[n * height * width * p]);
     torch::stable::parallel_for(0, n * height, 1, [&](int64_t begin, int64_t end) {
       for (int64_t line = begin; line < end; ++line) {
         A* out = numbers.get() + at(line / height, line % height, 0);
         const int64_t row = line % height - top;
         if (row < 0 || row >= h) {
-          std::fill(out, out + width * c, A(0));
+          std::fill(out, out + width * p, A(0));
           continue;
         }
         const T* in = from + line / height * sn + row * sh;
-        std::fill(out, out + left * c, A(0));
-        out += left * c;
-        std::fill(out + w * c, out + (w + right) * c, A(0));
+        std::fill(out, out + left * p, A(0));
+        out += left * p;
+        std::fill(out + w * p, out + (w + right) * p, A(0));
         if (sc == 1)
           for (int64_t i = 0; i < w; ++i)
-            for (int64_t j = 0; j < c; ++j) out[i * c + j] = static_cast<A>(in[i * sw + j]);
+            for (int64_t j = 0; j < c; ++j) out[i * p + j] = static_cast<A>(in[i * sw + j]);
         else
           for (int64_t j = 0; j < c; ++j)
-            for (int64_t i = 0; i < w; ++i) out[i * c + j] = static_cast<A>(in[i * sw + j * sc]);
+            for (int64_t i = 0; i < w; ++i) out[i * p + j] = static_cast<A>(in[i * sw + j * sc]);
       }
     });
   }
 
+  // Pixels that are a power of two apart would share a few sets of the first cache.
+  static int64_t odd_lines(int64_t channels) {
+    const int64_t line = 64 / sizeof(A), lines = (channels + line - 1) / line;
+    return lines < 4 ? channels : (lines | 1) * line;
+  }
+
   int64_t at(int64_t image, int64_t row, int64_t column) const {
-    return ((image * height + row) * width + column) * channels;
+    return ((image * height + row) * width + column) * pitch;
   }
 };
 
@@ -74,22 +81,33 @@ struct Tiles {
   std::vector<Tile<A>> list;
   std::vector<std::unique_ptr<A[]>> numbers;
 
+  static int64_t size(int64_t depth, int64_t columns) { return (columns + COLUMNS - 1) / COLUMNS * COLUMNS * depth; }
+
   // Adds the columns that share the list `taps`; column c of tap k is number(c, k).
   template <class Number>
   void add(int64_t taps, int64_t depth, const Numbers& columns, const Number& number) {
-    const int64_t total = columns.size(), count = (total + COLUMNS - 1) / COLUMNS, start = list.size();
-    numbers.emplace_back(new A[count * depth * COLUMNS]);  // not set to zero first
-    A* w = numbers.back().get();
-    list.resize(start + count);
+    numbers.emplace_back(new A[size(depth, columns.size())]);  // not set to zero first
+    fill(numbers.back().get(), depth, columns, number);
+    add_ready(taps, depth, columns, numbers.back().get());
+  }
+
+  // Adds columns that `fill` has laid out before.
+  void add_ready(int64_t taps, int64_t depth, const Numbers& columns, const A* ready) {
+    for (size_t first = 0; first < columns.size(); first += COLUMNS, ready += depth * COLUMNS) {
+      Tile<A> tile{taps, ready, std::min<int64_t>(COLUMNS, columns.size() - first), {}, {}};
+      std::copy_n(columns.begin() + first, tile.width, tile.column);
+      list.push_back(tile);
+    }
+  }
+
+  template <class Number>
+  static void fill(A* to, int64_t depth, const Numbers& columns, const Number& number) {
+    const int64_t total = columns.size(), count = (total + COLUMNS - 1) / COLUMNS;
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-        A* to = w + t * depth * COLUMNS;
-        const int64_t width = std::min(COLUMNS, total - t * COLUMNS);
-        Tile<A>& tile = list[start + t] = {taps, to, {}};
-        for (int64_t j = 0; j < COLUMNS; ++j) tile.column[j] = j < width ? columns[t * COLUMNS + j] : -1;
+      for (int64_t first = begin * COLUMNS; first < end * COLUMNS; first += COLUMNS)
         for (int64_t k = 0; k < depth; ++k)
-          for (int64_t j = 0; j < COLUMNS; ++j) to[k * COLUMNS + j] = j < width ? number(tile.column[j], k) : A(0);
-      }
+          for (int64_t j = 0; j < COLUMNS; ++j)
+            to[first * depth + k * COLUMNS + j] = first + j < total ? number(columns[first + j], k) : A(0);
     });
   }
 };
@@ -118,7 +136,26 @@ template <class T, class A>
 struct Ops {
   static const T* data(const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); }
 
-  static Tensor forward(const Tensor& x, const Tensor& weight, const Tensor* bias, const Tensor* residual, bool relu,
+  static constexpr ScalarType SUMS = sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float;
+
+  // The weight as `multiply` reads it, tile after tile, filters of one residue after another.
+  static Tensor prepare(const Tensor& weight, const Support& s) {
+    const auto filters = Support::by_residue(s.out_residue, s.period);
+    int64_t size = 0;
+    for (int64_t a = 0; a < s.period; ++a) size += Tiles<A>::size(s.filters[a].size(), filters[a].size());
+    Tensor result = torch::stable::empty({size}, SUMS, std::nullopt, weight.device());
+    A* to = static_cast<A*>(result.mutable_data_ptr());
+    const View<T, 2> w(&weight);
+    for (int64_t a = 0; a < s.period; ++a) {
+      const int64_t depth = s.filters[a].size();
+      Tiles<A>::fill(to, depth, filters[a], [&](int64_t o, int64_t k) { return static_cast<A>(w(o, k)); });
+      to += Tiles<A>::size(depth, filters[a].size());
+    }
+    return result;
+  }
+
+  // `prepared`: of the weight.
+  static Tensor forward(const Tensor& x, const Tensor& prepared, const Tensor* bias, const Tensor* residual, bool relu,
                         const Support& s, const Geometry& g) {
     const int64_t n = x.size(0), outputs = s.out_residue.size();
     const int64_t height = output_size(x.size(2), s.rows, g, 0), width = output_size(x.size(3), s.columns, g, 1);
@@ -132,27 +169,31 @@ struct Ops {
     std::vector<Numbers> taps(s.period);
     Tiles<A> tiles;
     const auto filters = Support::by_residue(s.out_residue, s.period);
-    const View<T, 2> w(&weight);
+    const A* ready = static_cast<const A*>(prepared.const_data_ptr());
     for (int64_t a = 0; a < s.period; ++a) {
       for (const Tap& t : s.filters[a])
         taps[a].push_back(padded.at(0, t.row * g.dilation[0], t.column * g.dilation[1]) + t.channel);
-      tiles.add(a, taps[a].size(), filters[a], [&](int64_t o, int64_t k) {
-        return static_cast<A>(w(o, k));
-      });
+      tiles.add_ready(a, taps[a].size(), filters[a], ready);
+      ready += Tiles<A>::size(taps[a].size(), filters[a].size());
     }
+    STD_TORCH_CHECK(ready == static_cast<const A*>(prepared.const_data_ptr()) + prepared.numel(),
+                    "psconv_prepared: the weight was prepared for another layer");
     const View<T, 1> b(bias);
+    const A least = relu ? A(0) : -std::numeric_limits<A>::infinity();
+    for (Tile<A>& tile : tiles.list)
+      for (int64_t j = 0; b.numbers && j < tile.width; ++j) tile.start[j] = static_cast<A>(b(tile.column[j]));
     const View<T, 4> more(residual);
     T* out = static_cast<T*>(y.mutable_data_ptr());
     const int64_t pixels = height * width;
     multiply(padded.numbers.get(), rows, taps, tiles.list, [&](int64_t row, const Tile<A>& tile, const A* sums) {
+      A y[COLUMNS];
+      for (int64_t j = 0; j < COLUMNS; ++j) y[j] = sums[j] + tile.start[j];
+      if (more.numbers)
+        for (int64_t j = 0; j < tile.width; ++j)
+          y[j] += static_cast<A>(more(row / pixels, tile.column[j], row / width % height, row % width));
+      for (int64_t j = 0; j < COLUMNS; ++j) y[j] = y[j] < least ? A(0) : y[j];  // a branch would guess signs
       T* pixel = out + row * outputs;
-      for (int64_t j = 0; j < COLUMNS && tile.column[j] >= 0; ++j) {
-        const int64_t o = tile.column[j];
-        A sum = sums[j];
-        if (b.numbers) sum += static_cast<A>(b(o));
-        if (more.numbers) sum += static_cast<A>(more(row / pixels, o, row / width % height, row % width));
-        pixel[o] = static_cast<T>(relu && sum < 0 ? A(0) : sum);
-      }
+      for (int64_t j = 0; j < tile.width; ++j) pixel[tile.column[j]] = static_cast<T>(y[j]);
     });
     return y;
   }
@@ -209,7 +250,7 @@ struct Ops {
     }
     T* out = static_cast<T*>(x.mutable_data_ptr());
     multiply(padded.numbers.get(), rows, taps, tiles.list, [&](int64_t row, const Tile<A>& tile, const A* sums) {
-      for (int64_t j = 0; j < COLUMNS && tile.column[j] >= 0; ++j)
+      for (int64_t j = 0; j < tile.width; ++j)
         out[targets[row] + tile.column[j]] = static_cast<T>(sums[j]);
     });
   }
@@ -240,9 +281,9 @@ struct Ops {
         rows.push_back(padded.at(0, t.row * g.dilation[0], t.column * g.dilation[1]) + t.channel);
       Tiles<A> tiles;
       tiles.add(0, pixels.size(), filters[a],
-                [&](int64_t o, int64_t p) { return numbers.numbers[p * outputs + o]; });
+                [&](int64_t o, int64_t p) { return numbers.numbers[p * numbers.pitch + o]; });
       multiply(padded.numbers.get(), rows, {pixels}, tiles.list, [&](int64_t row, const Tile<A>& tile, const A* sums) {
-        for (int64_t j = 0; j < COLUMNS && tile.column[j] >= 0; ++j)
+        for (int64_t j = 0; j < tile.width; ++j)
           out[tile.column[j] * s.taps + row] = static_cast<T>(sums[j]);
       });
     }
@@ -272,14 +313,21 @@ void check_images(const Tensor& x, const Numbers& residues, const char* name) {
                   residues.size(), ", H, W]");
 }
 
-Tensor psconv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual, bool relu,
-              Numbers out_residue, Numbers in_residue, Numbers kernel_size, int64_t kss, int64_t period, bool boost,
-              Numbers stride, Numbers padding, Numbers dilation) {
+Tensor psconv_prepare(Tensor weight, Numbers out_residue, Numbers in_residue, Numbers kernel_size, int64_t kss,
+                      int64_t period, bool boost) {
   const Support s(out_residue, in_residue, kernel_size, kss, period, boost);
-  check(x, weight, s);
+  check(weight, weight, s);
+  return dispatch(weight, [&](auto ops) { return ops.prepare(weight, s); });
+}
+
+Tensor psconv_prepared(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual, bool relu,
+                       Numbers out_residue, Numbers in_residue, Numbers kernel_size, int64_t kss, int64_t period,
+                       bool boost, Numbers stride, Numbers padding, Numbers dilation) {
+  const Support s(out_residue, in_residue, kernel_size, kss, period, boost);
   check_images(x, in_residue, "x");
-  if (bias) STD_TORCH_CHECK(bias->scalar_type() == x.scalar_type() && bias->numel() == weight.size(0),
-                            "psconv: bias must have shape [", weight.size(0), "] and the dtype of x");
+  const int64_t outputs = out_residue.size();
+  if (bias) STD_TORCH_CHECK(bias->scalar_type() == x.scalar_type() && bias->numel() == outputs,
+                            "psconv: bias must have shape [", outputs, "] and the dtype of x");
   const Geometry g{stride, padding, dilation};
   if (residual) {
     check_images(*residual, out_residue, "residual");
@@ -289,8 +337,18 @@ Tensor psconv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional
     STD_TORCH_CHECK(fits && residual->scalar_type() == x.scalar_type(), "psconv: residual does not fit the result");
   }
   return dispatch(x, [&](auto ops) {
+    STD_TORCH_CHECK(weight.scalar_type() == ops.SUMS && weight.is_contiguous(), "psconv_prepared: weight is not prepared");
     return ops.forward(x, weight, bias ? &*bias : nullptr, residual ? &*residual : nullptr, relu, s, g);
   });
+}
+
+Tensor psconv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual, bool relu,
+              Numbers out_residue, Numbers in_residue, Numbers kernel_size, int64_t kss, int64_t period, bool boost,
+              Numbers stride, Numbers padding, Numbers dilation) {
+  STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type(), "psconv: weight has another dtype than the images");
+  Tensor prepared = psconv_prepare(weight, out_residue, in_residue, kernel_size, kss, period, boost);
+  return psconv_prepared(x, prepared, bias, residual, relu, out_residue, in_residue, kernel_size, kss, period, boost,
+                         stride, padding, dilation);
 }
 
 Tensor psconv_input_grad(Tensor grad, Tensor weight, Numbers out_residue, Numbers in_residue, Numbers input_size,
@@ -316,6 +374,8 @@ Tensor psconv_weight_grad(Tensor grad, Tensor x, Numbers out_residue, Numbers in
 
 STABLE_TORCH_LIBRARY_IMPL(slimfast, CPU, m) {
   m.impl("psconv", TORCH_BOX(&slimfast::psconv));
+  m.impl("psconv_prepare", TORCH_BOX(&slimfast::psconv_prepare));
+  m.impl("psconv_prepared", TORCH_BOX(&slimfast::psconv_prepared));
   m.impl("psconv_input_grad", TORCH_BOX(&slimfast::psconv_input_grad));
   m.impl("psconv_weight_grad", TORCH_BOX(&slimfast::psconv_weight_grad));
 }

@@ -74,7 +74,7 @@ def test_prints_every_number(
     said = capsys.readouterr().out
     for text in ("test_step[threads1-resnet164]", "1,234.0", "12.34", "61 s to compile", "is not installed"):
         assert text in said
-    assert f"90 % of the bandwidth of: {LOOP}" in said
+    assert f"90 % of the speed of: {LOOP}" in said
     assert report.main([str(measured), "--only", "test_forward"]) == 0
     assert "test_step" not in capsys.readouterr().out
 

@@ -29,7 +29,7 @@ MAY_IMPORT = {  # a package may always import itself
     "kernels": set(),
     "ops": {"kernels"},
     "penalties": {"ops"},
-    "optim": {"penalties", "ops"},
+    "optim": {"penalties", "ops", "nn"},
     "nn": {"ops"},
     "graph": {"nn", "_atomic"},
     "pruning": {"graph", "nn"},

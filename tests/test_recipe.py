@@ -66,11 +66,12 @@ MISTAKES = [
 def test_shipped_recipes_are_accepted(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    assert isinstance(recipe.build_penalties()["bn"], TL1)
+    without = recipe.psconv is not None and path.stem != "psconv-demo"  # as the paper trains
+    assert recipe.build_penalties() == {} if without else isinstance(recipe.build_penalties()["bn"], TL1)
 
 
 def test_papers_settings() -> None:
-    papers = [load_recipe(path) for path in SHIPPED if path.stem != "demo"]
+    papers = [load_recipe(path) for path in SHIPPED if path.stem != "demo" and "psconv" not in path.stem]
     assert {recipe.model.name for recipe in papers} == {"vgg19", "resnet164", "densenet40"}
     for recipe in papers:
         assert (recipe.train.epochs, recipe.data.batch_size, recipe.data.augment) == (

@@ -12,7 +12,7 @@ from torch import nn
 
 import slimfast
 from slimfast import report
-from slimfast.cli import show
+from slimfast.cli import psconv, show
 from slimfast.cli.example import example_input
 from slimfast.packed import Deployed
 from slimfast.train import Display, Recipe, finetune, load_recipe, prepare, run_all, train
@@ -84,6 +84,11 @@ def _report(given: Namespace) -> None:
     _print(given, {"report": str(page)}, lambda: print(page))
 
 
+def _psconv_table(given: Namespace) -> None:
+    rows = psconv.counts()
+    _print(given, {"rows": rows}, lambda: psconv.show(rows))
+
+
 COMMANDS: Mapping[str, Callable[[Namespace], None]] = {
     "run": _run,
     "train": _train,
@@ -92,6 +97,7 @@ COMMANDS: Mapping[str, Callable[[Namespace], None]] = {
     "deploy": _deploy,
     "bench": _bench,
     "report": _report,
+    "psconv-table": _psconv_table,
 }
 
 

@@ -34,6 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
         "slimfast report runs/demo",
     )
     command.add_argument("run", type=Path, metavar="DIR", help="the folder of a run")
+    _add(
+        commands,
+        "psconv-table",
+        "density, weights and MACs of pre-defined sparse VGG-16 and ResNet-18",
+        "slimfast psconv-table",
+    )
     return parser
 
 

@@ -6,14 +6,15 @@ from typing import Any
 from torch import nn
 
 from slimfast.models.densenet import densenet40
-from slimfast.models.plain import small_cnn, vgg19
+from slimfast.models.plain import small_cnn, vgg16, vgg19
 from slimfast.models.preresnet import resnet164
 from slimfast.models.resnet import resnet18, resnet50
 
-__all__ = ["NAMES", "build", "densenet40", "resnet18", "resnet50", "resnet164", "small_cnn", "vgg19"]
+__all__ = ["NAMES", "build", "densenet40", "resnet18", "resnet50", "resnet164", "small_cnn", "vgg16", "vgg19"]
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    builder.__name__: builder for builder in (vgg19, resnet164, densenet40, resnet18, resnet50, small_cnn)
+    builder.__name__: builder
+    for builder in (vgg19, resnet164, densenet40, vgg16, resnet18, resnet50, small_cnn)
 }
 NAMES: tuple[str, ...] = tuple(_BUILDERS)
 

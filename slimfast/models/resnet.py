@@ -69,6 +69,7 @@ class ResNet(nn.Module):
         blocks: how many in each of the four stages.
         num_classes: width of the output.
         in_channels: channels of the images.
+        small_images: a 3x3 stem at stride 1 without pooling instead.
     """
 
     def __init__(
@@ -77,13 +78,15 @@ class ResNet(nn.Module):
         blocks: tuple[int, int, int, int],
         num_classes: int,
         in_channels: int,
+        small_images: bool = False,
     ) -> None:
         super().__init__()
         require_positive(num_classes=num_classes, in_channels=in_channels)
-        self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        size, stride, padding = (3, 1, 1) if small_images else (7, 2, 3)
+        self.conv1 = nn.Conv2d(in_channels, 64, size, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.layer1 = _stage(block, 64, 64, blocks[0], stride=1)
         self.layer2 = _stage(block, 64 * block.expansion, 128, blocks[1], stride=2)
         self.layer3 = _stage(block, 128 * block.expansion, 256, blocks[2], stride=2)
@@ -106,14 +109,16 @@ def _stage(
     return nn.Sequential(block(in_channels, planes, stride), *rest)
 
 
-def resnet18(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
+def resnet18(num_classes: int = 1000, in_channels: int = 3, small_images: bool = False) -> ResNet:
     """ResNet-18 for images of any size: 11,689,512 parameters at 1,000 classes. BatchNorm scales start at 1.
 
     Args:
         num_classes: width of the output.
         in_channels: channels of the images.
+        small_images: the form for CIFAR: a 3x3 stem at stride 1, no pooling; 11,159,232 weights of
+            convolutions and 555.4 M multiply-accumulates in them at 32x32.
     """
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels)
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels, small_images)
 
 
 def resnet50(num_classes: int = 1000, in_channels: int = 3) -> ResNet:

@@ -30,7 +30,7 @@ class BorderMap(nn.Module):
     border_weight: Tensor
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
-    padding: str | tuple[int, ...]
+    padding: Any
     dilation: tuple[int, ...]
     output_padding: tuple[int, ...]
     transposed: bool

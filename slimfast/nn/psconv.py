@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slimfast.nn.border import BorderMap
 from slimfast.nn.shape import Size, each
-from slimfast.ops._psconv_pattern import Pattern, pack, unpack
+from slimfast.ops._psconv_pattern import Pattern, pack, positions, unpack
 from slimfast.ops.psconv import psconv
 
 
@@ -41,6 +41,7 @@ class PSConv2d(nn.Module):
     Transactions on Computers 69(7), 2020.
     """
 
+    bias: nn.Parameter | None
     transposed = False
     groups = 1
     padding_mode = "zeros"
@@ -140,6 +141,11 @@ class PSConv2d(nn.Module):
         made.weight = nn.Parameter(dense, requires_grad=self.weight.requires_grad)
         made.bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone())
         return made.train(self.training)
+
+    def inputs_of_taps(self) -> Tensor:
+        """int64 [out_channels, S], the input channel of each number; in_channels where a row is filled up."""
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        return positions(self.pattern, self.out_residue, self.in_residue) // taps
 
     def forward(self, x: Tensor) -> Tensor:
         return psconv(

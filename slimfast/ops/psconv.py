@@ -1,5 +1,6 @@
 """Pre-defined sparse convolution: only the taps of a fixed periodic pattern are stored and computed."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slimfast.ops import psconv_input_grad, psconv_weight_grad  # noqa: F401  they are its derivative
+from slimfast.ops._psconv_cost import skips_faster
 from slimfast.ops._psconv_pattern import Pattern, unpack
 from slimfast.ops._register import define, differentiate, register_triton
 
@@ -62,9 +64,7 @@ def _fake(
     dilation: Sequence[int],
 ) -> Tensor:
     del weight, bias, residual, relu, in_residue, kss, period, boost
-    geometry = zip(x.shape[2:], kernel_size, stride, padding, dilation, strict=True)
-    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]
-    shape = (x.shape[0], len(out_residue), *size)
+    shape = (x.shape[0], len(out_residue), *_size(x, kernel_size, stride, padding, dilation))
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
@@ -120,7 +120,8 @@ def psconv(
     The sparse patterns are all windows of h x w = kss taps in the kernel, the squarest that fit, row by row:
     of 3x3 four 2x2 windows for kss 4, six horizontal pairs for 2, nine positions for 1. Variant v has pattern
     v modulo their number; with `boost` variant 0 has every tap and variant v > 0 pattern v - 1 modulo their
-    number. Sums are kept in float32 (float64 for float64). Differentiable in all tensors.
+    number. Sums are kept in float32 (float64 for float64). Differentiable in all tensors. On CPUs it runs as
+    the masked dense convolution where that is faster.
 
     Args:
         x: [N, Cin, H, W], float64, float32, bfloat16 or float16, any strides.
@@ -154,20 +155,22 @@ def psconv(
         raise ValueError(f"weight must have shape {list(wanted)}, got {list(weight.shape)}")
     if x.dim() != 4 or x.shape[1] != len(in_residue):
         raise ValueError(f"x must have shape [N, {len(in_residue)}, H, W], got {list(x.shape)}")
-    y: Tensor = torch.ops.slimfast.psconv(
-        x,
-        weight,
-        bias,
-        residual,
-        relu,
-        out_residue,
-        in_residue,
-        kernel_size,
-        kss,
-        period,
-        boost,
-        stride,
-        padding,
-        dilation,
-    )
+    arguments = (out_residue, in_residue, kernel_size, kss, period, boost, stride, padding, dilation)
+    is_plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+    if is_plain:
+        pixels = math.prod(_size(x, kernel_size, stride, padding, dilation))
+        if not skips_faster(pattern, tuple(out_residue), tuple(in_residue), len(x) * pixels):
+            return reference(x, weight, bias, residual, relu, *arguments)
+    y: Tensor = torch.ops.slimfast.psconv(x, weight, bias, residual, relu, *arguments)
     return y
+
+
+def _size(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    geometry = zip(x.shape[2:], kernel_size, stride, padding, dilation, strict=True)
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]

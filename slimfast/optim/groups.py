@@ -5,11 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimfast.nn import PSConv2d
 from slimfast.ops._kinds import Form
 from slimfast.penalties import Penalty
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    PSConv2d,
+)
 
 
 def param_groups(
@@ -27,7 +36,8 @@ def param_groups(
         bn: penalty on the scales (``weight``) of the BatchNorms: an elementwise one, or L1L2.
         conv: penalty on the weights of the convolutions. The ``dim`` of one on groups is that of the tensor:
             0 means output filters, 1 input channels. Transposed convolutions are among them, and store their
-            weights the other way round: there 0 is what reads one input channel.
+            weights the other way round: there 0 is what reads one input channel. PSConv2d packs its weights:
+            there 0 is an output filter, and 1 means nothing.
         bn_weight_decay: weight decay of the scales; None: that of the optimizer.
 
     Returns:

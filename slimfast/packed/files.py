@@ -29,6 +29,7 @@ from slimfast.packed.ops import (
     Select,
 )
 from slimfast.packed.program import Program
+from slimfast.packed.psconv import PSConv
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ _LARGEST = 65535  # of strides, windows and the like: more is no network
 
 _KINDS: Mapping[str, type[Op]] = {
     op.kind: op
-    for op in (Conv, Affine, Relu, Add, Concat, Select, Place, Fill, Pool, Flatten, Linear, Constant)
+    for op in (Conv, PSConv, Affine, Relu, Add, Concat, Select, Place, Fill, Pool, Flatten, Linear, Constant)
 }
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
@@ -196,12 +197,22 @@ def _pair(key: str, value: object, smallest: int = 1) -> Pair:
     return _whole(key, numbers[0], smallest), _whole(key, numbers[1], smallest)
 
 
+def _residues(key: str, value: object) -> tuple[int, ...]:
+    return tuple(_whole(key, number, smallest=0) for number in _list(key, value))
+
+
 _NUMBERS: Mapping[str, Callable[[str, object], Any]] = {
     "relu": _flag,
     "mean": _flag,
     "ceil_mode": _flag,
     "count_include_pad": _flag,
+    "boost": _flag,
     "groups": _whole,
+    "kss": _whole,
+    "period": _whole,
+    "kernel_size": _pair,
+    "out_residue": _residues,
+    "in_residue": _residues,
     "number": _float,
     "window": _pair,
     "stride": _pair,

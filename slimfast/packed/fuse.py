@@ -11,6 +11,7 @@ from typing import TypeVar
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Add, Affine, Conv, Linear, Place, Relu, Select
 from slimfast.packed.program import Program
+from slimfast.packed.psconv import PSConv
 
 O = TypeVar("O", bound=Op)  # noqa: E741 - the type of an op
 
@@ -103,9 +104,9 @@ def fold_affine(ops: Ops) -> None:
 
 
 def _scaled(conv: Conv, affine: Affine) -> Conv:
-    scale = affine.scale[:, None, None, None]
+    scale = affine.scale.view(-1, *[1] * (conv.weight.dim() - 1))
     bias = affine.shift if conv.bias is None else conv.bias * affine.scale + affine.shift
-    border = None if conv.border is None else conv.border * scale
+    border = None if conv.border is None else conv.border * affine.scale[:, None, None, None]
     return replace(conv, weight=conv.weight * scale, bias=bias, border=border, relu=affine.relu)
 
 
@@ -118,7 +119,8 @@ def fold_place(ops: Ops) -> None:
         conv = ops.producer(place.inputs[0])
         if not isinstance(conv, Conv) or not _can_add(conv) or ops.only_reader(conv.name) is not place:
             continue
-        if conv.groups == 1 and conv.weight[0].numel() <= _WORTH_A_PASS:
+        plain = conv.groups == 1 and not isinstance(conv, PSConv)
+        if plain and conv.weight[0].numel() <= _WORTH_A_PASS:
             ops.merge(conv, _placed(conv, place))
 
 

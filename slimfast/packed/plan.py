@@ -13,6 +13,7 @@ from slimfast.packed.graph_capture import capture
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Call, Constant, Conv, Flatten
 from slimfast.packed.program import Program
+from slimfast.packed.psconv import Prepared, PSConv, is_sparse_faster
 
 _CHUNK_BYTES = 8 * 2**20  # of one value: beyond that caches and the allocator's reuse of memory stop helping
 
@@ -107,6 +108,10 @@ def _is_free(program: Program, op: Op, unused: Sequence[str]) -> bool:
 
 
 def _fastest(op: Op, inputs: Sequence[Any], overwrite: bool) -> Callable[..., Any]:
+    if isinstance(op, PSConv):
+        if is_sparse_faster(op, inputs[0]):
+            return Prepared(op, inputs[0])
+        return _fastest(op.dense(), inputs, overwrite)
     if isinstance(op, Conv) and onednn.supports(op, *inputs):
         return onednn.PackedConv(op, inputs[0], overwrite)
     if isinstance(op, Conv) and inputs[0].is_cuda:

@@ -12,7 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from slimfast.nn import BorderConv2d, ChannelBias, ChannelPlace, ChannelSelect, ShapeCarrier
+from slimfast.nn import (
+    BorderConv2d,
+    BorderPSConv2d,
+    ChannelBias,
+    ChannelPlace,
+    ChannelSelect,
+    PSConv2d,
+    ShapeCarrier,
+)
 from slimfast.packed.op import Op
 from slimfast.packed.ops import (
     Add,
@@ -28,6 +36,7 @@ from slimfast.packed.ops import (
     Relu,
     Select,
 )
+from slimfast.packed.psconv import PSConv
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,31 @@ def _conv(node: fx.Node, module: nn.Conv2d) -> Lowered:
         groups=module.groups,
     )
     return [*ops, conv]
+
+
+def _psconv(node: fx.Node, module: PSConv2d) -> Lowered:
+    x = node.args[0]
+    if not _are_images(x):
+        return None
+    assert isinstance(x, fx.Node)
+    return [
+        PSConv(
+            name=node.name,
+            inputs=(x.name,),
+            weight=module.weight.detach().double(),
+            bias=_wide(module.bias),
+            border=_wide(getattr(module, "border_weight", None)),
+            stride=_pair(module.stride),
+            padding=_pair(module.padding),
+            dilation=_pair(module.dilation),
+            kernel_size=_pair(module.kernel_size),
+            kss=module.kss,
+            period=module.period,
+            boost=module.boost,
+            out_residue=module.out_residue,
+            in_residue=module.in_residue,
+        )
+    ]
 
 
 def _batch_norm(node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm) -> Lowered:
@@ -279,6 +313,8 @@ def _carrier(node: fx.Node, module: ShapeCarrier) -> Lowered:
 MODULES: Mapping[type[nn.Module], Rule] = {
     nn.Conv2d: _conv,
     BorderConv2d: _conv,
+    PSConv2d: _psconv,
+    BorderPSConv2d: _psconv,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.SyncBatchNorm: _batch_norm,

@@ -101,9 +101,10 @@ def _begin(run: Run, *, deploys: bool) -> None:
         run.folder.begin(run.recipe)
 
 
-def _fresh(run: Run) -> nn.Module:
+def _fresh(run: Run, network: str = "sparse") -> nn.Module:
     torch.manual_seed(run.recipe.seed)
-    return build_model(run.recipe.model, run.pictures.train)
+    psconv = None if network == "dense" else run.recipe.psconv
+    return build_model(run.recipe.model, run.pictures.train, psconv)
 
 
 def _sparse(recipe: Recipe) -> Stage:
@@ -112,7 +113,7 @@ def _sparse(recipe: Recipe) -> Stage:
 
 def _train_fresh(run: Run, stage: Stage) -> None:
     if not run.folder.network(stage.network).exists():
-        train_stage(run, stage, _fresh(run))
+        train_stage(run, stage, _fresh(run, stage.network))
 
 
 def _finetune(run: Run, section: FinetuneSection) -> None:

@@ -55,6 +55,14 @@ class ModelSection(_Section):
         return name if ":" in name else _one_of(name, models.NAMES, " or your own as 'module:function'")
 
 
+class PSConvSection(_Section):
+    """Pre-defined sparse convolutions in all layers but the first and 1x1; arguments of PSConv2d."""
+
+    kss: Annotated[int, _about("taps that each kernel keeps: 1, 2 or 4 of 3x3", ge=1)]
+    period: Annotated[int, _about("of the patterns over the channels, an integer of at least 1", ge=1)]
+    boost: Annotated[bool, _about("whether one kernel in each period is dense: true or false")] = False
+
+
 class DataSection(_Section):
     """Which pictures, and how they reach the network."""
 
@@ -169,6 +177,7 @@ class Recipe(_Section):
     device: Annotated[str, _about("auto, cpu, cuda or cuda:0 and so on", pattern=_DEVICE)] = "auto"
     threads: Annotated[int | None, _about("an integer of at least 1; left out: torch's choice", ge=1)] = None
     model: ModelSection
+    psconv: PSConvSection | None = None
     data: DataSection
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()

@@ -1,6 +1,7 @@
 """From a recipe to pictures, network, optimizer and schedule."""
 
 import importlib
+import math
 import os
 import sys
 import tempfile
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 import slimfast
 from slimfast import data, models
 from slimfast.data import ImageSet, Loader
+from slimfast.nn import PSConv2d, convert_psconv
 from slimfast.optim import ProxSGD, param_groups
 from slimfast.penalties import Penalty
 from slimfast.train.errors import RunError, UsageError
-from slimfast.train.recipe import DataSection, ModelSection, Recipe
+from slimfast.train.recipe import DataSection, ModelSection, PSConvSection, Recipe
 from slimfast.train.schedule import Schedule, cosine, steps
 
 _EVALUATION_BATCH = 250
@@ -80,11 +82,14 @@ def evaluation_loader(pictures: ImageSet, device: torch.device) -> Loader:
     return Loader(pictures, _EVALUATION_BATCH, device=device, channels_last=True)
 
 
-def build_model(section: ModelSection, pictures: ImageSet) -> nn.Module:
+def build_model(section: ModelSection, pictures: ImageSet, psconv: PSConvSection | None = None) -> nn.Module:
     """The network of a recipe, with fresh weights, for the classes and channels of ``pictures``.
 
+    With ``psconv`` its convolutions are pre-defined sparse, and the taps that are left start larger, by the
+    square root of how many fewer they are: the variance of what a filter sums up stays.
+
     Raises:
-        UsageError: the model or its arguments are not accepted.
+        UsageError: the model, its arguments or ``psconv`` are not accepted.
     """
     sizes = {"num_classes": len(pictures.classes), "in_channels": pictures.images.shape[1]}
     build = _own_function(section.name) if ":" in section.name else None
@@ -98,7 +103,20 @@ def build_model(section: ModelSection, pictures: ImageSet) -> nn.Module:
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise UsageError(f"model.name = {section.name!r}: returned a {kind}, not a torch.nn.Module")
-    return model
+    return model if psconv is None else _sparsified(model, psconv)
+
+
+def _sparsified(model: nn.Module, section: PSConvSection) -> nn.Module:
+    try:
+        sparse = convert_psconv(model, **section.model_dump())
+    except ValueError as error:
+        raise UsageError(f"psconv: {error}") from None
+    with torch.no_grad():
+        for module in sparse.modules():
+            if isinstance(module, PSConv2d):
+                dense = module.in_channels * math.prod(module.kernel_size)
+                module.weight.mul_(math.sqrt(dense / module.weight.shape[1]))
+    return sparse
 
 
 def _own_function(name: str) -> Callable[..., object]:

@@ -10,7 +10,6 @@ from slimfast.graph.channels import Call, Channels, Cut, Value
 from slimfast.graph.rules import conv
 from slimfast.graph.rules.rule import Demands, Rule
 from slimfast.nn import BorderConv2d, BorderPSConv2d, PSConv2d
-from slimfast.ops._psconv_pattern import positions
 
 
 class PSConv(Rule):
@@ -113,8 +112,16 @@ def _narrow(call: Call, builder: Builder, outputs: Tensor, inputs: Tensor) -> PS
 
 
 def _without_inputs(module: PSConv2d, outputs: int) -> BorderConv2d:
-    geometry = (module.kernel_size, module.stride, module.padding, module.dilation)
-    made = BorderConv2d(0, outputs, *geometry, bias=module.bias is not None, device="meta")  # type: ignore[misc]
+    made = BorderConv2d(
+        0,
+        outputs,
+        module.kernel_size,
+        stride=module.stride,
+        padding=module.padding,
+        dilation=module.dilation,
+        bias=module.bias is not None,
+        device="meta",
+    )
     made.weight, made.bias = module.weight, module.bias
     return made.train(module.training)
 
@@ -125,15 +132,12 @@ def _cut(module: PSConv2d, outputs: Tensor, inputs: Tensor) -> Cut:
     Filters that end up with fewer taps than others fill their rows up with some of the numbers that they
     lost, of which none is used.
     """
-    count = module.kernel_size[0] * module.kernel_size[1]
     rows = outputs.nonzero()
     if not inputs.any():
         shape = (len(rows), 0, *module.kernel_size)
         return Cut(tuple(module.weight.shape), (rows, torch.empty(1, 0, dtype=torch.int64)), shape)
-    channel = positions(module.pattern, module.out_residue, module.in_residue)[rows[:, 0]] // count
-    stays = torch.cat([inputs, torch.zeros(1, dtype=torch.bool)])[
-        channel
-    ]  # behind the last: filled up before
+    there = torch.cat([inputs, torch.zeros(1, dtype=torch.bool)])  # behind the last one: filled up before
+    stays = there[module.inputs_of_taps()[rows[:, 0]]]
     width = int(stays.sum(1).max())
     columns = (~stays).int().argsort(dim=1, stable=True)[:, :width]
     return Cut(tuple(module.weight.shape), (rows, columns), (len(rows), width))
