@@ -133,7 +133,7 @@ class Plan:
 Walk = list[tuple[int, int]]  # windows: first unit, tap
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.cache  # for good: CUDA graphs hold the addresses of its tables
 def plan(
     layer: Layer,
     shapes: tuple[Shape, ...],

@@ -124,9 +124,9 @@ def gather_kernel(
     o_i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     index = tl.load(index_ptr + o_i, mask=o_i < COUNT, other=-1)
     total = tl.zeros((BLOCK,), dtype=ACC)
-    for term in range(TERMS):
-        o_from = term * SIZE.to(tl.int64) + index
-        total += tl.load(from_ptr + o_from, mask=index >= 0, other=0.0).to(ACC)
+    for _ in range(TERMS):
+        total += tl.load(from_ptr + index, mask=index >= 0, other=0.0).to(ACC)
+        from_ptr += SIZE
     tl.store(to_ptr + o_i, total.to(to_ptr.dtype.element_ty), mask=o_i < COUNT)
 
 
@@ -137,14 +137,16 @@ class Tiles:
     BM: int
     BN: int
     BK: int
+    num_warps: int
+    num_stages: int = 3
 
-    @property
-    def num_warps(self) -> int:
-        """As many as have 16 bytes each of the smallest tile; no thread has over 64 sums."""
-        least = min(self.BM * self.BN, self.BM * self.BK, self.BN * self.BK)
-        return min(max(least // 256, 1), 8 if self.BM * self.BN >= 128 * 64 else 4)
-
-    num_stages = 3
+    @staticmethod
+    def of(height: int, shape: Shape, dtype: torch.dtype) -> "Tiles":
+        """Threads have 16 bytes each of the smallest tile, and no more than 64 sums."""
+        columns, inner = shape
+        least = min(height * columns, height * inner, columns * inner) * dtype.itemsize
+        most = 8 if height * columns >= 128 * 64 else 4
+        return Tiles(height, columns, inner, min(max(least // (16 * 32), 1), most))
 
 
 def shapes(dtype: torch.dtype) -> tuple[Shape, ...]:
@@ -159,12 +161,14 @@ def shapes(dtype: torch.dtype) -> tuple[Shape, ...]:
     return tuple(product((16, 32, 64, 128), (32, 64)))
 
 
-def heights(dtype: torch.dtype) -> tuple[int, ...]:
-    """Rows of a tile that there are for a dtype."""
-    return (16,) if dtype == torch.float64 else (128, 64, 32)
+def heights(dtype: torch.dtype, precision: str) -> tuple[int, ...]:
+    """Rows of a tile that there are for a dtype: few where there are no tensor cores for it."""
+    if dtype == torch.float64:
+        return (16,)
+    return (32,) if dtype == torch.float32 and precision == "ieee" else (128, 64, 32)
 
 
-def tiles(rows: int, columns: int, shape: Shape, dtype: torch.dtype) -> Tiles:
+def tiles(rows: int, columns: int, shape: Shape, dtype: torch.dtype, precision: str) -> Tiles:
     """The height at which each of an H100's 132 multiprocessors moves least into its shared memory.
 
     Args:
@@ -172,12 +176,13 @@ def tiles(rows: int, columns: int, shape: Shape, dtype: torch.dtype) -> Tiles:
         columns: tiles side by side.
         shape: one of `shapes`.
         dtype: of the images.
+        precision: of products of float32.
     """
 
     def moved(height: int) -> float:
         return max(triton.cdiv(rows, height) * columns / 132, 1.0) * (height + shape[0])
 
-    return Tiles(min(heights(dtype), key=moved), *shape)
+    return Tiles.of(min(heights(dtype, precision), key=moved), shape, dtype)
 
 
 def price(shape: Shape) -> int:
@@ -242,7 +247,9 @@ def multiply(
     grid_size = [triton.cdiv(n, s) for n, s in zip(size, steps, strict=True)]
     phases, columns = how.table.shape[:2]
     rows = len(x) * grid_size[0] * grid_size[1]
-    cut = tiles(rows * phases, columns, how.shape, x.dtype)
+    cut = tiles(rows * phases, columns, how.shape, x.dtype, precision(x))
+    if bias is not None:
+        bias = bias.contiguous() if how.columns is None else bias[how.columns]
     left = in_order(x, how.inner)
     right = gathered(weight, how.weight.flatten(), x.dtype)
     result = y.permute(0, 2, 3, 1)
@@ -252,7 +259,7 @@ def multiply(
         psconv_kernel[triton.cdiv(rows, cut.BM) * columns, phases](
             left,
             right,
-            bias if bias is None or how.columns is None else bias[how.columns],
+            bias,
             None if residual is None else in_order(residual, how.columns),
             result,
             how.table,
@@ -276,8 +283,6 @@ def multiply(
             PRECISION=precision(x),
             WIDEN=not x.is_cuda,
             **vars(cut),
-            num_warps=cut.num_warps,
-            num_stages=cut.num_stages,
             maxnreg=MAXNREG,
         )
     if how.columns is not None:

@@ -71,7 +71,7 @@ def psconv_weight_grad_kernel(
 
 def tiles(shape: Shape, dtype: torch.dtype) -> Tiles:
     """Pixels per step, and one of `shapes`."""
-    return Tiles({torch.float64: 16, torch.float32: 32}.get(dtype, 64), *shape)
+    return Tiles.of({torch.float64: 16, torch.float32: 32}.get(dtype, 64), shape, dtype)
 
 
 def price(shape: Shape) -> int:
@@ -131,8 +131,6 @@ def launch(
             PRECISION=precision(x),
             WIDEN=not x.is_cuda,
             **vars(cut),
-            num_warps=cut.num_warps,
-            num_stages=cut.num_stages,
             maxnreg=MAXNREG,
         )
     return gathered(sums, how.inverse, x.dtype, parts).view(how.weight_shape)
