@@ -52,7 +52,8 @@ def compile_all(requests: list[dict[str, Any]]) -> list[Compiled]:
             check=False,
         )
     if answer.returncode:
-        raise RuntimeError(f"one of {len(requests)} kernels does not compile (exit {answer.returncode}):\n{answer.stderr[-4000:]}")
+        said = f"one of {len(requests)} kernels does not compile (exit {answer.returncode})"
+        raise RuntimeError(f"{said}:\n{answer.stderr[-4000:]}")
     return [Compiled(**compiled) for compiled in json.loads(answer.stdout)]
 
 

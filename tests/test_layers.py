@@ -46,7 +46,7 @@ LAZY = {"triton", "pydantic", "rich", "matplotlib", "PIL", "safetensors", "jinja
 SOURCES = sorted([*(ROOT / "slimfast").rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
 FILES = [
     *SOURCES,
-    *(path for folder in ("tests", "bench", "csrc") for path in sorted((ROOT / folder).glob("*.*"))),
+    *(path for folder in ("tests", "bench", "csrc") for path in sorted((ROOT / folder).glob("[!.]*.*"))),
 ]
 
 

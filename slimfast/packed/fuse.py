@@ -184,7 +184,9 @@ def fold_shift(ops: Ops) -> None:
     """BatchNorm -> conv, no ReLU between: W (s x + t) = (W s) x + W t, where W t has a border if W pads."""
     for conv in ops.of(Conv):
         affine = ops.producer(conv.inputs[0])
-        if not isinstance(affine, Affine) or affine.relu or conv.scale is not None or conv.groups > 1:
+        if not isinstance(affine, Affine) or affine.relu or conv.scale is not None:
+            continue
+        if conv.groups > 1 or isinstance(conv, PSConv):
             continue
         contribution = torch.einsum("oihw,i->ohw", conv.weight, affine.shift)
         bias, border = conv.bias, conv.border
