@@ -6,9 +6,10 @@ Weights are float64 here, so that folding rounds once, at the end.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
+from torch import Tensor
 
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Add, Affine, Conv, Linear, Place, Relu, Select
@@ -21,6 +22,7 @@ O = TypeVar("O", bound=Op)  # noqa: E741 - the type of an op
 # Products per output up to which writing one more channel costs less than a pass over memory: a core does
 # tens of multiply-accumulates in the time in which it moves one number.
 _WORTH_A_PASS = 64
+_WORTH_WIDENING = 1.5  # how much wider a sum may be than what is read of it
 
 
 class Ops:
@@ -59,6 +61,19 @@ class Ops:
             self._readers.setdefault(name, []).append(op.name)
         self._ops[op.name] = op
 
+    def free_name(self, name: str) -> str:
+        """The name, or one like it, that no value has."""
+        while name in self._ops or name in self._inputs:
+            name += "_"
+        return name
+
+    def insert(self, op: Op, before: str) -> None:
+        """Puts a new op in front of the one with this name."""
+        in_order = [o for old in self._ops.values() for o in ((op, old) if old.name == before else (old,))]
+        self._ops = {other.name: other for other in in_order}
+        for name in op.inputs:
+            self._readers.setdefault(name, []).append(op.name)
+
     def merge(self, producer: Op, op: Op) -> None:
         """Puts the op in the place of the one with its name; the producer goes if nobody reads it now."""
         self.replace(op)
@@ -88,6 +103,7 @@ def fuse(program: Program) -> Program:
     merge_add(ops)
     fold_prologue(ops)
     fold_shift(ops)
+    widen_sums(ops)
     fold_select(ops)
     return ops.program()
 
@@ -122,19 +138,20 @@ def fold_place(ops: Ops) -> None:
         conv = ops.producer(place.inputs[0])
         if not isinstance(conv, Conv) or not _can_add(conv) or ops.only_reader(conv.name) is not place:
             continue
-        plain = conv.groups == 1 and not isinstance(conv, PSConv)
+        plain = conv.groups == 1 and not isinstance(conv, PSConv) and len(conv.weight) == len(place.index)
         if plain and conv.weight[0].numel() <= _WORTH_A_PASS:
-            ops.merge(conv, _placed(conv, place))
+            ops.merge(conv, replace(_placed(conv, place.index, place.fill), name=place.name))
 
 
-def _placed(conv: Conv, place: Place) -> Conv:
-    index, count = place.index, place.fill.numel()
-    bias = place.fill if conv.bias is None else place.fill.index_add(0, index, conv.bias)
+def _placed(conv: Conv, index: Tensor, fill: Tensor) -> Conv:
+    """The convolution with its channels at these places, and what the others are filled with."""
+    count = fill.numel()
+    bias = fill if conv.bias is None else fill.index_add(0, index, conv.bias)
     weight = conv.weight.new_zeros(count, *conv.weight.shape[1:]).index_copy(0, index, conv.weight)
     border = conv.border
     if border is not None:
         border = border.new_zeros(count, *border.shape[1:]).index_copy(0, index, border)
-    return replace(conv, name=place.name, weight=weight, bias=bias, border=border)
+    return replace(conv, weight=weight, bias=bias, border=border)
 
 
 def merge_relu(ops: Ops) -> None:
@@ -200,14 +217,43 @@ def fold_shift(ops: Ops) -> None:
         ops.merge(affine, replace(conv, inputs=inputs, weight=weight, bias=bias, border=border))
 
 
+def widen_sums(ops: Ops) -> None:
+    """conv + select(x) -> select(conv + x): channels that nobody reads stay in the sum, and no copy is made.
+
+    A residual stream loses such channels block by block; the readers of the sum pick theirs anyhow. Not where
+    the products for channels that nobody reads cost more than the copy, or the sum would get much wider.
+    """
+    for conv in ops.of(Conv):
+        select = ops.producer(conv.inputs[-1])
+        if len(conv.inputs) < 2 or not isinstance(select, Select) or isinstance(conv, PSConv):
+            continue
+        wide = ops.producer(select.inputs[0])
+        if isinstance(wide, Select):
+            select = replace(select, inputs=wide.inputs, index=wide.index[select.index])
+            wide = ops.producer(select.inputs[0])
+        if not isinstance(wide, Conv):
+            continue
+        count, added = len(wide.weight), len(wide.weight) - len(select.index)
+        cheap = added * conv.weight[0].numel() <= _WORTH_A_PASS * len(select.index)
+        if conv.groups == 1 and cheap and count <= _WORTH_WIDENING * len(select.index):
+            placed = _placed(conv, select.index, conv.weight.new_zeros(count))
+            name, inputs = ops.free_name(f"{conv.name}_wide"), (conv.inputs[0], wide.name)
+            ops.insert(replace(placed, name=name, inputs=inputs), before=conv.name)
+            ops.replace(Select(name=conv.name, inputs=(name,), index=select.index))
+    ops.drop_unread(ops.of(Select))
+
+
 def fold_select(ops: Ops) -> None:
     """select -> conv: the convolution picks the channels itself, whoever else reads them."""
-    for conv in ops.of(Conv):
-        select = ops.producer(conv.inputs[0])
-        if (
-            isinstance(select, Select)
-            and conv.groups == 1
-            and select.index.unique().numel() == select.index.numel()
+    for name in [conv.name for conv in ops.of(Conv) if conv.groups == 1]:
+        while isinstance(conv := ops.producer(name), Conv) and _selects(
+            select := ops.producer(conv.inputs[0])
         ):
             inputs = (select.inputs[0], *conv.inputs[1:])
-            ops.merge(select, replace(conv, inputs=inputs, index=select.index))
+            index = select.index if conv.index is None else select.index[conv.index]
+            ops.merge(select, replace(conv, inputs=inputs, index=index))
+
+
+def _selects(op: Op | None) -> TypeGuard[Select]:
+    """Whether each channel is there at most once, so that weights of all channels can be made."""
+    return isinstance(op, Select) and op.index.unique().numel() == op.index.numel()

@@ -1,7 +1,8 @@
 """From a traced model to packed ops, one op or a few per call; slimfast.packed.fuse then merges them."""
 
+import inspect
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, fx, nn
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Call, Constant, packed
 from slimfast.packed.program import Program
-from slimfast.packed.rules import FUNCTIONS, MODULES, Alias
+from slimfast.packed.rules import FUNCTIONS, MODULES, Alias, Rule
 
 
 def lower(traced: fx.GraphModule) -> Program:
@@ -23,6 +24,7 @@ def lower(traced: fx.GraphModule) -> Program:
     names: dict[str, str] = {}  # of a node -> of the value it stands for
     inputs: list[str] = []
     ops: list[Op] = []
+    taken = {node.name for node in traced.graph.nodes}
     for node in traced.graph.nodes:
         names[node.name] = node.name
         if node.op == "placeholder":
@@ -32,8 +34,24 @@ def lower(traced: fx.GraphModule) -> Program:
         if isinstance(lowered, Alias):
             names[node.name] = names[lowered.name]
             continue
+        lowered = _distinct(lowered, taken)
+        taken.update(op.name for op in lowered)
         ops += [replace(op, inputs=tuple(names.get(name, name) for name in op.inputs)) for op in lowered]
     return Program(tuple(inputs), tuple(ops), names["output"])
+
+
+def _distinct(ops: Sequence[Op], taken: Collection[str]) -> Sequence[Op]:
+    """The ops of one node, those in front of the last by names that nobody has."""
+    names: dict[str, str] = {}
+    made: list[Op] = []
+    for op in ops:
+        inputs = tuple(names.get(name, name) for name in op.inputs)
+        if op is not ops[-1]:
+            names[op.name] = op.name
+            while names[op.name] in taken:
+                names[op.name] += "_"
+        made.append(replace(op, name=names.get(op.name, op.name), inputs=inputs))
+    return made
 
 
 def _lower_node(node: fx.Node, traced: fx.GraphModule, modules: dict[str, nn.Module]) -> Sequence[Op] | Alias:
@@ -45,11 +63,22 @@ def _lower_node(node: fx.Node, traced: fx.GraphModule, modules: dict[str, nn.Mod
     if node.op == "call_module":
         module = modules[str(node.target)]
         rule = MODULES.get(type(module)) if _does_what_its_type_says(module) else None
-        lowered = rule(node, module) if rule is not None else None
+        lowered = rule(node, module) if rule is not None and len(node.args) == 1 else None
         return lowered or _call(node, module, f"{type(module).__name__} {node.target}")
     function = FUNCTIONS.get(node.target)
-    lowered = function(node, *node.args, **node.kwargs) if function is not None else None
+    lowered = (
+        function(node, *node.args, **node.kwargs) if function is not None and _takes(function, node) else None
+    )
     return lowered or _call(node, _function(node), getattr(node.target, "__name__", str(node.target)))
+
+
+def _takes(rule: Rule, node: fx.Node) -> bool:
+    """Whether the rule knows the arguments: others may be given by other names, or be new in torch."""
+    try:
+        inspect.signature(rule).bind(node, *node.args, **node.kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _does_what_its_type_says(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from slimfast.ops.bottleneck import widest
 from slimfast.packed import onednn
+from slimfast.packed.arrange import arrange
 from slimfast.packed.blocks import Block, FusedBlock, chain, find_blocks
 from slimfast.packed.choose import Run, gpu_seconds, quickest
 from slimfast.packed.fused import FusedConv, LibraryConv
@@ -29,7 +30,8 @@ def plan(program: Program, images: Tensor) -> Callable[[Tensor], Any]:
         images: as they will come, in torch.channels_last.
     """
     if images.is_cuda:
-        blocks = find_blocks(program, widest(images.dtype))
+        arranged = arrange(program, images.shape[1])
+        blocks = find_blocks(arranged, widest(images.dtype))
         return capture(Plan(blocks, images), images)
     count = _chunk(program, images)
     return Plan(program, images) if count >= len(images) else Chunks(program, images, count)

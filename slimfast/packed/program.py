@@ -29,8 +29,8 @@ class Program:
             values[op.name] = op.run(*(values[name] for name in op.inputs))
         return values[self.output]
 
-    def check(self, *channels: Channels) -> None:
-        """Whether the ops fit together for arguments with these channels; raises ValueError if not."""
+    def check(self, *channels: Channels) -> dict[str, Channels]:
+        """Channels of every value, for arguments with these; ValueError if the ops do not fit together."""
         known = dict(zip(self.inputs, channels, strict=True))
         for op in self.ops:
             for name in op.inputs:
@@ -41,6 +41,7 @@ class Program:
             known[op.name] = op.channels(*(known[name] for name in op.inputs))
         if self.output not in known:
             raise ValueError(f"the result is {self.output!r}, which no op makes")
+        return known
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Program":
         """The program with its floating-point weights in another place and type."""

@@ -188,12 +188,12 @@ def _nothing(node: fx.Node, x: object, *args: Any, **kwargs: Any) -> Lowered:
     return Alias(x.name) if isinstance(x, fx.Node) else None
 
 
-def _add(node: fx.Node, a: object, b: object, *, alpha: float = 1) -> Lowered:
-    if not (_shape(a) and _shape(a) == _shape(b) and alpha == 1):
+def _add(node: fx.Node, x: object, other: object, *, alpha: float = 1) -> Lowered:
+    if not (_shape(x) and _shape(x) == _shape(other) and alpha == 1):
         return None
-    assert isinstance(a, fx.Node)
-    assert isinstance(b, fx.Node)
-    return [Add(name=node.name, inputs=(a.name, b.name))]
+    assert isinstance(x, fx.Node)
+    assert isinstance(other, fx.Node)
+    return [Add(name=node.name, inputs=(x.name, other.name))]
 
 
 def _cat(node: fx.Node, tensors: object, dim: int = 0) -> Lowered:
