@@ -206,7 +206,46 @@ def launch(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """The op `psconv`.
+    """The op `psconv`."""
+    support = (out_residue, in_residue, kernel_size, kss, period, boost)
+    right = prepared(weight, *support)
+    return launch_prepared(x, right, bias, residual, relu, *support, stride, padding, dilation)
+
+
+def prepared(
+    weight: Tensor,
+    out_residue: Sequence[int],
+    in_residue: Sequence[int],
+    kernel_size: Sequence[int],
+    kss: int,
+    period: int,
+    boost: bool,
+) -> Tensor:
+    """The op `psconv_prepare`: the right matrix of the product, block by block."""
+    layer = Layer.of(out_residue, in_residue, kernel_size, kss, period, boost)
+    how = plan(layer, shapes(weight.dtype), price, weight.device)
+    if weight.shape != how.weight_shape:
+        raise RuntimeError(f"psconv: weight must be {list(how.weight_shape)}, got {list(weight.shape)}")
+    return gathered(weight, how.weight.flatten(), weight.dtype)
+
+
+def launch_prepared(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    out_residue: Sequence[int],
+    in_residue: Sequence[int],
+    kernel_size: Sequence[int],
+    kss: int,
+    period: int,
+    boost: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """The op `psconv_prepared`.
 
     Channels are taken as they are where those of equal residue, modulo the number of different variants, are
     neighbours: of x if there is a multiple of 8, of the result if there is of every residue. Else they are
@@ -216,8 +255,11 @@ def launch(
     how = plan(layer, shapes(x.dtype), price, x.device)
     geometry = zip(x.shape[2:], kernel_size, stride, padding, dilation, strict=True)
     size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]
-    if weight.shape != how.weight_shape or x.shape[1] != len(in_residue) or min(size) < 1:
-        raise RuntimeError(f"psconv: weight {list(weight.shape)} does not fit x {list(x.shape)}")
+    if weight.numel() != how.weight.numel():
+        raise RuntimeError("psconv_prepared: the weight was prepared for another layer")
+    if x.shape[1] != len(in_residue) or min(size) < 1:
+        wanted = f"[N, {len(in_residue)}, H, W], no smaller than the kernel"
+        raise RuntimeError(f"psconv: x must be {wanted}, got {list(x.shape)}")
     added = None if residual is None else list(residual.shape)
     if added is not None and added not in ([n, len(out_residue), *size] for n in (1, len(x))):
         raise RuntimeError(f"psconv: residual {added} does not fit the result's {[len(out_residue), *size]}")
@@ -226,7 +268,7 @@ def launch(
 
 def multiply(
     x: Tensor,
-    weight: Tensor,
+    right: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
     relu: bool,
@@ -238,7 +280,7 @@ def multiply(
     dilation: Sequence[int],
     transposed: bool,
 ) -> Tensor:
-    """Runs the kernel as planned; a result [N, columns, *size]."""
+    """Runs the kernel as planned, on a prepared right matrix; a result [N, columns, *size]."""
     shape = (len(x), len(how.places), *size)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if not y.numel():
@@ -251,7 +293,6 @@ def multiply(
     if bias is not None:
         bias = bias.contiguous() if how.columns is None else bias[how.columns]
     left = in_order(x, how.inner)
-    right = gathered(weight, how.weight.flatten(), x.dtype)
     result = y.permute(0, 2, 3, 1)
     if how.columns is not None:
         result = result.new_empty(*result.shape[:3], len(how.columns))

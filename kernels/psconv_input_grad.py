@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from slimfast.kernels._psconv_blocks import Layer, Taps, plan
-from slimfast.kernels.psconv import multiply, price, shapes
+from slimfast.kernels.psconv import gathered, multiply, price, shapes
 from torch import Tensor
 
 
@@ -30,7 +30,8 @@ def launch(
             f"psconv_input_grad: weight {list(weight.shape)}, grad {list(grad.shape)} do not fit"
         )
     geometry = (input_size, kernel_size, stride, padding, dilation)
-    return multiply(grad, weight, None, None, False, how, *geometry, transposed=True)
+    right = gathered(weight, how.weight.flatten(), grad.dtype)
+    return multiply(grad, right, None, None, False, how, *geometry, transposed=True)
 
 
 def phases(

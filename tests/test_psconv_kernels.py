@@ -146,13 +146,19 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     support: tuple[Any, ...] = ([0, 1], [0, 1, 2, 3], [3, 3], 4, 4, False)
     geometry: tuple[Any, ...] = ([1, 1], [1, 1], [1, 1])
     for op, arguments, message in [
-        ("psconv", (x, weight[:1], None, None, False), "weight [1, 16] does not fit x [1, 4, 4, 4]"),
-        ("psconv", (grad, weight, None, None, False), "weight [2, 16] does not fit x [1, 2, 4, 4]"),
+        ("psconv", (x, weight[:1], None, None, False), "weight must be [2, 16], got [1, 16]"),
+        (
+            "psconv",
+            (grad, weight, None, None, False),
+            "x must be [N, 4, H, W], no smaller than the kernel, got [1, 2, 4, 4]",
+        ),
         ("psconv", (x, weight, None, x, False), "residual [1, 4, 4, 4] does not fit the result's [2, 4, 4]"),
         ("psconv_weight_grad", (x, x), "grad [1, 4, 4, 4] does not fit x [1, 4, 4, 4]"),
     ]:
         with pytest.raises(RuntimeError, match=f"^{op}: {re.escape(message)}$"):
             launch(op, *arguments, *support, *geometry)
+    with pytest.raises(RuntimeError, match="^psconv_prepared: the weight was prepared for another layer$"):
+        launch("psconv_prepared", x, weight, None, None, False, *support, *geometry)
     with pytest.raises(
         RuntimeError, match=r"^psconv_input_grad: weight \[2, 16\], grad \[1, 4, 4, 4\] do not fit$"
     ):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from slimfast.ops._register import define
+from slimfast.ops._register import define, register_triton
 from slimfast.ops.psconv import SCHEMA, reference
 
 PREPARE = (
@@ -32,3 +32,5 @@ def prepare_reference(
 
 define(PREPARE, prepare_reference)
 define(SCHEMA.replace("psconv(", "psconv_prepared(", 1), reference)  # all as there but the weight
+register_triton("psconv_prepare", "psconv_prepare")
+register_triton("psconv_prepared", "psconv_prepared")

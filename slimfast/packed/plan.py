@@ -115,9 +115,7 @@ def _is_free(program: Program, op: Op, unused: Sequence[str]) -> bool:
 
 def _fastest(op: Op, inputs: Sequence[Any], overwrite: bool) -> Callable[..., Any]:
     if isinstance(op, PSConv):
-        if is_sparse_faster(op, inputs[0]):
-            return Prepared(op, inputs[0])
-        return _fastest(op.dense(), inputs, overwrite)
+        return _fastest_sparse(op, inputs, overwrite)
     if isinstance(op, Conv) and onednn.supports(op, *inputs):
         return onednn.PackedConv(op, inputs[0], overwrite)
     if isinstance(op, Conv) and inputs[0].is_cuda:
@@ -129,6 +127,19 @@ def _fastest(op: Op, inputs: Sequence[Any], overwrite: bool) -> Callable[..., An
 
 def _ways(conv: Conv, x: Tensor) -> dict[str, Run]:
     return {"torch's convolution": LibraryConv(conv, x), "slimfast's convolution": FusedConv(conv, x)}
+
+
+def _fastest_sparse(conv: PSConv, inputs: Sequence[Tensor], overwrite: bool) -> Run:
+    if inputs[0].is_cuda:
+        ways = _ways(conv.dense(), inputs[0])
+        return quickest(
+            ways | {"slimfast's sparse convolution": Prepared(conv, inputs[0])}, inputs, gpu_seconds
+        )
+    return (
+        Prepared(conv, inputs[0])
+        if is_sparse_faster(conv, inputs[0])
+        else _fastest(conv.dense(), inputs, overwrite)
+    )
 
 
 def _fastest_block(block: Block, inputs: Sequence[Tensor]) -> Run:
