@@ -157,7 +157,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     ]:
         with pytest.raises(RuntimeError, match=f"^{op}: {re.escape(message)}$"):
             launch(op, *arguments, *support, *geometry)
-    with pytest.raises(RuntimeError, match="^psconv_prepared: the weight was prepared for another layer$"):
+    with pytest.raises(RuntimeError, match=r"^psconv_prepared: the weight was prepared for another layer$"):
         launch("psconv_prepared", x, weight, None, None, False, *support, *geometry)
     with pytest.raises(
         RuntimeError, match=r"^psconv_input_grad: weight \[2, 16\], grad \[1, 4, 4, 4\] do not fit$"
