@@ -70,7 +70,9 @@ def test_interpreted_kernel_equals_the_reference(case: tuple[torch.dtype, tuple[
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("before", "own", "width"), [(8, 8, 24), (3, 5, 13), (0, 16, 16), (9, 3, 12)])
+@pytest.mark.parametrize(
+    ("before", "own", "width"), [(8, 8, 24), (8, 8, 21), (3, 5, 13), (0, 16, 16), (9, 3, 12)]
+)
 def test_writes_and_reads_some_channels_of_wider_images(
     dtype: torch.dtype, before: int, own: int, width: int
 ) -> None:

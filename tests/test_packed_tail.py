@@ -112,7 +112,7 @@ def test_batch_norm_with_another_reader_or_without_relu_stays() -> None:
         y = n.b(x).relu()
         return head(n, y) + y.mean((2, 3))
 
-    assert [op.kind for op in ops_of(shared, b=bn(), fc=nn.Linear(4, 4))][0] == "affine"
+    assert ops_of(shared, b=bn(), fc=nn.Linear(4, 4))[0].kind == "affine"
     kinds = [op.kind for op in ops_of(lambda n, x: head(n, n.b(x)), b=bn(), fc=nn.Linear(4, 4))]
     assert kinds == ["affine", "pooled_linear"]
 

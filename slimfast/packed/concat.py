@@ -68,8 +68,15 @@ def write_in_place(program: Program, channels: int) -> Program:
         program: of one argument.
         channels: of the images.
     """
+    program = _without_unread(program)  # so that a result has no readers beside the caller
     chains = _Search(program, channels).chains()
-    return _Rewrite(program, chains).program() if chains else program
+    return _without_unread(_Rewrite(program, chains).program()) if chains else program
+
+
+def _without_unread(program: Program) -> Program:
+    ops = Ops(program)
+    ops.drop_unread(ops.of(Op))
+    return ops.program()
 
 
 class _Search:
@@ -149,7 +156,7 @@ class _Search:
         if not isinstance(conv, Conv) or isinstance(conv, PSConv) or name in self._taken:
             return False
         can_pad = conv.groups == 1 and len(conv.inputs) == 1
-        return name != self._program.output and (can_pad or len(conv.weight) % _ALIGN == 0)
+        return can_pad or len(conv.weight) % _ALIGN == 0
 
     def _copies(self, name: str, chain: _Chain) -> bool:
         """Whether a concatenation of the chain is needed as a dense value, too."""
@@ -192,9 +199,7 @@ class _Rewrite:
                 self._write(op)
             else:
                 self._ops.append(op)
-        ops = Ops(replace(self._program, ops=tuple(self._ops)))
-        ops.drop_unread(ops.of(Op))
-        return ops.program()
+        return replace(self._program, ops=tuple(self._ops))
 
     def _fresh(self, name: str) -> str:
         while name in self._names:
