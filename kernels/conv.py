@@ -60,11 +60,9 @@ def conv_kernel(
     o_m = i_m * BM + tl.arange(0, BM)
     o_n = i_n * BN + tl.arange(0, BN)
     m_m, m_n = o_m < ROWS, o_n < O_GROUP
-    top = (o_m // OW) % OH * STRIDE_H - PAD_H
-    left = o_m % OW * STRIDE_W - PAD_W
+    top, left = (o_m // OW) % OH * STRIDE_H - PAD_H, o_m % OW * STRIDE_W - PAD_W
     first_line = (o_m // (OW * OH)).to(tl.int64) * H
-    x_ptr += group * C_GROUP
-    w_ptr += group * O_GROUP
+    x_ptr, w_ptr = x_ptr + group * C_GROUP, w_ptr + group * O_GROUP
     acc = tl.zeros((BM, BN), dtype=ACC)
     blocks = tl.cdiv(C_GROUP, BK)
     for k in range(TAPS * blocks):
