@@ -15,13 +15,13 @@ from torch import Tensor
 
 @triton.jit
 def conv_kernel(
-    x_ptr,  # [N, H, W, C]
+    x_ptr,  # [N, H, W, C], pixels X_UNITS * ALIGN_C apart
     w_ptr,  # [taps, C / groups, O]
     bias_ptr,  # [O], or [OH, OW, O] if BIAS_IS_MAP, or None
     scale_ptr,  # [C], or None
     shift_ptr,  # [C], or None
-    residual_ptr,  # [RESIDUAL_ROWS, O], or None
-    y_ptr,  # [N, OH, OW, O]
+    residual_ptr,  # [RESIDUAL_ROWS, O], rows RESIDUAL_UNITS * ALIGN_O apart, or None
+    y_ptr,  # [N, OH, OW, O], pixels Y_UNITS * ALIGN_O apart
     ROWS,  # N * OH * OW
     H,
     W,
@@ -29,6 +29,9 @@ def conv_kernel(
     OW,
     C_UNITS,  # C / groups / ALIGN_C
     O_UNITS,  # O / groups / ALIGN_O
+    X_UNITS,
+    Y_UNITS,
+    RESIDUAL_UNITS,
     RESIDUAL_ROWS,
     TAPS: tl.constexpr,
     TAPS_W: tl.constexpr,
@@ -40,7 +43,7 @@ def conv_kernel(
     DIL_W: tl.constexpr,
     BIAS_IS_MAP: tl.constexpr,
     RELU: tl.constexpr,
-    ALIGN_C: tl.constexpr,  # of the input channels, of the output channels: 8 or 1
+    ALIGN_C: tl.constexpr,  # of channels and distances of the input, of the output: 8 or 1
     ALIGN_O: tl.constexpr,
     PRECISION: tl.constexpr,  # of products of float32: "tf32" or "ieee"
     WIDEN: tl.constexpr,  # multiply in the type of the sums: the interpreter cannot multiply bfloat16
@@ -51,17 +54,15 @@ def conv_kernel(
     DOUBLE: tl.constexpr = x_ptr.dtype.element_ty == tl.float64
     ACC: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     C_GROUP, O_GROUP = C_UNITS * ALIGN_C, O_UNITS * ALIGN_O  # so the compiler knows that they are multiples
-    C, O = C_GROUP * tl.num_programs(1), O_GROUP * tl.num_programs(1)  # noqa: E741
+    O = O_GROUP * tl.num_programs(1)  # noqa: E741
     tiles_n = tl.cdiv(O_GROUP, BN)
     i_m, i_n, group = tl.program_id(0) // tiles_n, tl.program_id(0) % tiles_n, tl.program_id(1)
     o_m = i_m * BM + tl.arange(0, BM)
     o_n = i_n * BN + tl.arange(0, BN)
     m_m, m_n = o_m < ROWS, o_n < O_GROUP
-    top = (o_m // OW) % OH * STRIDE_H - PAD_H
-    left = o_m % OW * STRIDE_W - PAD_W
+    top, left = (o_m // OW) % OH * STRIDE_H - PAD_H, o_m % OW * STRIDE_W - PAD_W
     first_line = (o_m // (OW * OH)).to(tl.int64) * H
-    x_ptr += group * C_GROUP
-    w_ptr += group * O_GROUP
+    x_ptr, w_ptr = x_ptr + group * C_GROUP, w_ptr + group * O_GROUP
     acc = tl.zeros((BM, BN), dtype=ACC)
     blocks = tl.cdiv(C_GROUP, BK)
     for k in range(TAPS * blocks):
@@ -71,7 +72,7 @@ def conv_kernel(
         inside = m_m & (h >= 0) & (h < H) & (w >= 0) & (w < W)
         o_c = k % blocks * BK + tl.arange(0, BK)
         m_c = o_c < C_GROUP
-        o_x = ((first_line + h) * W + w) * C
+        o_x = ((first_line + h) * W + w) * (X_UNITS * ALIGN_C)
         o_w = (tap * C_GROUP + o_c).to(tl.int64) * O
         m_a = inside[:, None] & m_c[None, :]
         a = tl.load(x_ptr + o_x[:, None] + o_c[None, :], mask=m_a, other=0.0)
@@ -97,11 +98,11 @@ def conv_kernel(
         else:
             acc += tl.load(bias_ptr + o_o, mask=m_n, other=0.0).to(ACC)[None, :]
     if residual_ptr is not None:
-        o_r = (o_m % RESIDUAL_ROWS).to(tl.int64) * O
+        o_r = (o_m % RESIDUAL_ROWS).to(tl.int64) * (RESIDUAL_UNITS * ALIGN_O)
         acc += tl.load(residual_ptr + o_r[:, None] + o_o[None, :], mask=m_y, other=0.0).to(ACC)
     if RELU:
         acc = tl.where(acc < 0, 0.0, acc)
-    o_y = o_m.to(tl.int64) * O
+    o_y = o_m.to(tl.int64) * (Y_UNITS * ALIGN_O)
     tl.store(y_ptr + o_y[:, None] + o_o[None, :], acc.to(y_ptr.dtype.element_ty), mask=m_y)
 
 
@@ -116,7 +117,7 @@ class Tiles:
     num_stages: int = 3
 
 
-def tiles(rows: int, outputs: int, inputs: int, dtype: torch.dtype, prologue: bool) -> Tiles:
+def tiles(rows: int, outputs: int, inputs: int, dtype: torch.dtype, prologue: bool, aligned: bool) -> Tiles:
     """The cut for a product of these sizes: narrow for narrow layers, small where few programs would result.
 
     The limits are those at which no configuration spills registers on sm_80, sm_90 or sm_100.
@@ -126,10 +127,10 @@ def tiles(rows: int, outputs: int, inputs: int, dtype: torch.dtype, prologue: bo
         outputs, inputs: channels per group.
         dtype: of the images.
         prologue: whether the images pass through scale, shift and ReLU.
+        aligned: whether channels and distances are multiples of 8; else every number is loaded by itself.
     """
     if dtype == torch.float64:
         return Tiles(16, 16, 16)
-    aligned = outputs % 8 == 0 and inputs % 8 == 0  # else every number is loaded by itself
     bn = min(max(triton.next_power_of_2(outputs), 16), 64 if aligned else 32)
     bk = min(max(triton.next_power_of_2(inputs), 16), 64 if aligned and dtype != torch.float32 else 32)
     bm = 32 if not aligned else 64 if prologue else 128
@@ -152,27 +153,58 @@ def launch(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    y = _result(x, weight, stride, padding, dilation, groups)
-    if residual is not None and residual.shape not in (y.shape, y[:1].shape):
-        raise RuntimeError(f"conv: residual {list(residual.shape)} does not fit the result {list(y.shape)}")
+    """The op ``conv``."""
+    shape = _shape(x, weight, stride, padding, dilation, groups)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    write(y, x, weight, bias, scale, shift, residual, relu, stride, padding, dilation, groups)
+    return y
+
+
+def write(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> None:
+    """The op ``conv_into``, for a y that `distance` takes."""
+    shape = _shape(x, weight, stride, padding, dilation, groups)
+    if list(y.shape) != shape:
+        raise RuntimeError(f"conv: y must have shape {shape}, got {list(y.shape)}")
+    if residual is not None and list(residual.shape) not in (shape, [1, *shape[1:]]):
+        raise RuntimeError(f"conv: residual {list(residual.shape)} does not fit the result {shape}")
     if not y.numel():
-        return y
-    (outputs, inputs, *taps), pixels = weight.shape, y.shape[2] * y.shape[3]
+        return
+    (outputs, inputs, *taps), pixels = weight.shape, shape[2] * shape[3]
     outputs, rows = outputs // groups, len(y) * pixels
-    align_c, align_o = (8 if channels % 8 == 0 else 1 for channels in (inputs, outputs))
-    cut = tiles(rows, outputs, inputs, x.dtype, scale is not None)
+    (x, x_apart), y_apart = _readable(x), distance(y)
+    residual, residual_apart = (None, 0) if residual is None else _readable(residual)
+    assert y_apart is not None
+    align_c, align_o = _alignment(inputs, x_apart), _alignment(outputs, y_apart, residual_apart)
+    cut = tiles(rows, outputs, inputs, x.dtype, scale is not None, align_c == align_o == 8)
     tf32 = x.is_cuda and torch.backends.cudnn.allow_tf32  # as torch's own convolutions
     with torch.cuda.device_of(x):
         conv_kernel[triton.cdiv(rows, cut.BM) * triton.cdiv(outputs, cut.BN), groups](
-            _nhwc(x),
+            x,
             weight.permute(2, 3, 1, 0).contiguous(),
-            *map(_nhwc, (bias, scale, shift, residual)),
+            *map(_nhwc, (bias, scale, shift)),
+            residual,
             y,
             rows,
             *x.shape[2:],
             *y.shape[2:],
             inputs // align_c,
             outputs // align_o,
+            x_apart // align_c,
+            y_apart // align_o,
+            residual_apart // align_o,
             pixels * (1 if residual is None else len(residual)),
             taps[0] * taps[1],
             taps[1],
@@ -187,25 +219,52 @@ def launch(
             WIDEN=not x.is_cuda,
             **vars(cut),
         )
-    return y
 
 
-def _result(
+def distance(x: Tensor) -> int | None:
+    """Numbers from one pixel of [N, C, H, W] to the next in memory, some channels of wider images perhaps.
+
+    None where channels are not adjacent or pixels not equally far apart.
+    """
+    channels, pixels = x.shape[1], [(x.shape[d], x.stride(d)) for d in (3, 2, 0) if x.shape[d] > 1]
+    apart = pixels[0][1] if pixels else channels
+    if apart < channels or (channels > 1 and x.stride(1) != 1):
+        return None
+    expected = apart
+    for size, stride in pixels:
+        if stride != expected:
+            return None
+        expected *= size
+    return apart
+
+
+def _readable(x: Tensor) -> tuple[Tensor, int]:
+    """x, or a dense copy where pixels are not equally far apart, and how far they are."""
+    apart = distance(x)
+    if apart is not None:
+        return x, apart
+    return x.contiguous(memory_format=torch.channels_last), x.shape[1]
+
+
+def _alignment(*numbers: int) -> int:
+    return 1 if any(number % 8 for number in numbers) else 8
+
+
+def _shape(
     x: Tensor,
     weight: Tensor,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-) -> Tensor:
-    """Memory for the result."""
+) -> list[int]:
+    """Sizes of the result."""
     outputs, inputs, *taps = weight.shape
     geometry = zip(x.shape[2:], taps, stride, padding, dilation, strict=True)
     size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]
     if x.shape[1] != inputs * groups or outputs % groups or min(size) < 1:
         raise RuntimeError(f"conv: weight {list(weight.shape)}, groups {groups} do not fit x {list(x.shape)}")
-    shape = (len(x), outputs, *size)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return [len(x), outputs, *size]
 
 
 def _nhwc(x: Tensor | None) -> Tensor | None:

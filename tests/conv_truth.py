@@ -28,6 +28,10 @@ def conv(
     return y.relu() if relu else y
 
 
+def conv_into(y: Tensor, x: Tensor, *rest: Any) -> None:
+    y.copy_(conv(x.contiguous(), *rest))
+
+
 def _numbers(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
@@ -89,4 +93,25 @@ SHAPES: Mapping[str, tuple[Any, dict[str, Any]]] = {
 CALLS: Mapping[str, Callable[[torch.dtype], tuple[Any, ...]]] = {
     label: lambda dtype, shapes=shapes, rest=rest: call(dtype, *shapes, **rest)
     for label, (shapes, rest) in SHAPES.items()
+}
+
+
+def call_into(arguments: tuple[Any, ...], before: int, behind: int) -> tuple[Any, ...]:
+    """Arguments of `conv_into`: x and y are channels of wider images, with so many on either side."""
+    shape = conv(*arguments).shape
+
+    def part(x: Tensor) -> Tensor:
+        wide = x.new_full((len(x), before + x.shape[1] + behind, *x.shape[2:]), 7.0)
+        channels = wide.contiguous(memory_format=torch.channels_last)[:, before : before + x.shape[1]]
+        return channels.copy_(x)
+
+    x, *rest = arguments
+    return part(x.new_zeros(shape)), part(x), *rest
+
+
+INTO_CALLS: Mapping[str, Callable[[torch.dtype], tuple[Any, ...]]] = {
+    label: lambda dtype, call=call, sides=sides: call_into(call(dtype), *sides)
+    for (label, call), sides in zip(
+        CALLS.items(), [(0, 3), (8, 16), (1, 0), (2, 2), (0, 0), (3, 5), (16, 0), (0, 8), (8, 8)], strict=True
+    )
 }

@@ -31,6 +31,7 @@ import bottleneck_truth
 import conv_truth
 import group_truth
 import penalty_truth as penalty
+import pooled_truth
 import prox_adamw_truth
 import prox_sgd_truth
 import psconv_truth
@@ -178,6 +179,22 @@ OPS = [
         triton="group_prox",
     ),
     Op("conv", conv_truth.CALLS, conv_truth.conv, Twice(conv_truth.conv), NARROW, triton="conv"),
+    Op(
+        "conv_into",
+        conv_truth.INTO_CALLS,
+        conv_truth.conv_into,
+        Twice(conv_truth.conv_into),
+        NARROW,
+        triton="conv_into",
+    ),
+    Op(
+        "pooled_linear",
+        pooled_truth.CALLS,
+        pooled_truth.pooled_linear,
+        Twice(pooled_truth.pooled_linear),
+        NARROW,
+        triton="pooled_linear",
+    ),
     Op(
         "bottleneck",
         bottleneck_truth.CALLS,

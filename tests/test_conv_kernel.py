@@ -9,11 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from offline import Compiled, compile_triton
 from slimfast.kernels.conv import launch, tiles
+from slimfast.kernels.conv_into import launch as launch_into
 
 from slimfast.ops.conv import reference
+from slimfast.ops.conv_into import reference as reference_into
 
 POINTERS = ["x_ptr", "w_ptr", "bias_ptr", "scale_ptr", "shift_ptr", "residual_ptr", "y_ptr"]
-NUMBERS = ["ROWS", "H", "W", "OH", "OW", "C_UNITS", "O_UNITS", "RESIDUAL_ROWS"]
+NUMBERS = ["ROWS", "H", "W", "OH", "OW", "C_UNITS", "O_UNITS"]
+NUMBERS += ["X_UNITS", "Y_UNITS", "RESIDUAL_UNITS", "RESIDUAL_ROWS"]
 POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -66,6 +69,42 @@ def test_interpreted_kernel_equals_the_reference(case: tuple[torch.dtype, tuple[
     assert ((got.double() - truth).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("before", "own", "width"), [(8, 8, 24), (8, 8, 21), (3, 5, 13), (0, 16, 16), (9, 3, 12)]
+)
+def test_writes_and_reads_some_channels_of_wider_images(
+    dtype: torch.dtype, before: int, own: int, width: int
+) -> None:
+    """The rest is NaN, and stays so: nothing beside the channels is read or written."""
+
+    def part(x: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (len(x), *x.shape[2:], width)
+        wide = torch.full(shape, torch.nan, dtype=x.dtype).movedim(-1, 1)
+        channels = wide[:, first : first + x.shape[1]]
+        return wide, channels.copy_(x)
+
+    size, padding = (2, before or 8, 5, 3), (1, 1)
+    shape = (own, before or 8, 3, 3)
+    x, *rest = call(dtype, size, shape, prologue=True, residual=2, relu=True, padding=padding)
+    wide, y = part(torch.zeros(2, own, 5, 3, dtype=dtype), before if before + own <= width else 0)
+    residual = part(rest[4], width - own)[1]
+    expected = launch(x, *rest)
+    launch_into(y, part(x, 0)[1], *rest[:4], residual, *rest[5:])
+    assert torch.equal(y, expected)
+    assert wide.isnan().sum() == wide.numel() - y.numel()
+
+
+def test_a_result_of_another_shape_is_refused() -> None:
+    x, weight = torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 1, 1)
+    arguments: tuple[Any, ...] = (None, None, None, None, False, [1, 1], [0, 0], [1, 1], 1)
+    for write in (launch_into, reference_into):
+        with pytest.raises(
+            RuntimeError, match=r"^conv: y must have shape \[1, 2, 4, 4\], got \[1, 2, 4, 3\]"
+        ):
+            write(torch.zeros(1, 2, 4, 3), x, weight, *arguments)
+
+
 def test_padding_is_zero_behind_the_relu() -> None:
     x = torch.zeros(1, 1, 1, 1)
     shift = torch.ones(1)
@@ -90,13 +129,13 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         launch(x, weight, None, None, None, torch.zeros(1, 2, 4, 3), False, *geometry)
 
 
-def compiled(dtype: torch.dtype, channels: int, rows: int, prologue: bool, arch: int) -> Compiled:
-    """The kernel at the configuration that the run time takes for a layer with as many inputs as outputs."""
-    cut = tiles(rows, channels, channels, dtype, prologue)
-    align = 8 if channels % 8 == 0 else 1
+def compiled(dtype: torch.dtype, widths: tuple[int, int], rows: int, prologue: bool, arch: int) -> Compiled:
+    """The kernel at the configuration that the run time takes for a layer of these inputs and outputs."""
+    align_c, align_o = (1 if width % 8 else 8 for width in widths)
+    cut = tiles(rows, widths[1], widths[0], dtype, prologue, align_c == align_o == 8)
     constants: dict[str, object] = {"TAPS": 9, "TAPS_W": 3, "BIAS_IS_MAP": False, "RELU": True}
     constants |= dict.fromkeys(["STRIDE_H", "STRIDE_W", "PAD_H", "PAD_W", "DIL_H", "DIL_W"], 1)
-    constants |= {"ALIGN_C": align, "ALIGN_O": align, "PRECISION": "tf32", "WIDEN": False}
+    constants |= {"ALIGN_C": align_c, "ALIGN_O": align_o, "PRECISION": "tf32", "WIDEN": False}
     constants |= {"BM": cut.BM, "BN": cut.BN, "BK": cut.BK}
     if not prologue:
         constants |= {"scale_ptr": None, "shift_ptr": None}
@@ -122,16 +161,21 @@ def assert_good(kernel: Compiled, aligned: bool) -> None:
 
 @pytest.mark.parametrize(("arch", "prologue"), [(80, True), (90, False), (100, True)])
 def test_compiles_without_spills_on_tensor_cores(arch: int, prologue: bool) -> None:
-    assert_good(compiled(torch.bfloat16, 64, 10**6, prologue, arch), aligned=True)
+    assert_good(compiled(torch.bfloat16, (64, 64), 10**6, prologue, arch), aligned=True)
+
+
+def test_a_layer_of_a_dense_block_compiles_to_wide_accesses() -> None:
+    assert_good(compiled(torch.bfloat16, (216, 16), 10**6, True, 90), aligned=True)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("arch", [80, 90, 100])
 @pytest.mark.parametrize("dtype", list(POINTER))
-@pytest.mark.parametrize("channels", [16, 64, 13, 33])
+@pytest.mark.parametrize("widths", [(16, 16), (64, 64), (13, 13), (33, 33), (64, 16), (16, 64), (3, 24)])
 @pytest.mark.parametrize("rows", [1000, 10**6])
 @pytest.mark.parametrize("prologue", [False, True])
 def test_every_configuration_compiles_well(
-    arch: int, dtype: torch.dtype, channels: int, rows: int, prologue: bool
+    arch: int, dtype: torch.dtype, widths: tuple[int, int], rows: int, prologue: bool
 ) -> None:
-    assert_good(compiled(dtype, channels, rows, prologue, arch), aligned=channels % 8 == 0)
+    aligned = all(width % 8 == 0 for width in widths)
+    assert_good(compiled(dtype, widths, rows, prologue, arch), aligned)

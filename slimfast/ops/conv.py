@@ -68,11 +68,12 @@ def conv(
     in float32 (float64 for float64). Not differentiable: for inference.
 
     Args:
-        x: [N, Cin, H, W], float64, float32, bfloat16 or float16, dense in torch.channels_last.
+        x: [N, Cin, H, W], float64, float32, bfloat16 or float16, dense in torch.channels_last; or some
+            adjacent channels of such images, which a GPU reads where they are.
         weight: [Cout, Cin / groups, rows, columns], dtype of x, any strides.
         bias: [Cout], or a map [1, Cout, H', W'] of what each pixel gets; dtype of x.
         scale, shift: [Cin], dtype of x; both or neither.
-        residual: [N or 1, Cout, H', W'], dtype of x; one image is added to all.
+        residual: [N or 1, Cout, H', W'], dtype and memory as x; one image is added to all.
         relu: whether the result is clamped from below at 0.
         stride, padding, dilation: (rows, columns), as in torch.nn.functional.conv2d.
         groups: divides Cin and Cout.

@@ -26,7 +26,7 @@ def quickest(
     if len(candidates) == 1:
         return next(iter(candidates.values()))
     names = list(candidates)
-    expected = candidates[names[0]](*inputs)
+    expected = candidates[names[0]](*inputs).clone()  # the others may write to the same memory
     right = [names[0], *(name for name in names[1:] if _agrees(name, candidates[name], inputs, expected))]
     times: dict[str, list[float]] = {name: [] for name in right}
     for i in range(-_WARM_UP, _ROUNDS):

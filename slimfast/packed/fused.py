@@ -1,12 +1,14 @@
 """Convolutions on GPUs, by our kernel or by the library: what one image shape decides is decided once."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from slimfast.ops.conv import conv
+from slimfast.ops.conv_into import conv_into
 from slimfast.packed.ops import Affine, Conv
 
 
@@ -19,26 +21,27 @@ class FusedConv:
     """
 
     def __init__(self, op: Conv, x: Tensor) -> None:
-        self._op = op = widened(op, x.shape[1])
-        self._bias = op.bias_for(x)
+        op = widened(op, x.shape[1])
         self._weight = (
             op.weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
         )  # as the kernel reads it
+        self._rest: dict[str, Any] = {
+            "bias": op.bias_for(x),
+            "scale": op.scale,
+            "shift": op.shift,
+            "relu": op.relu,
+            "stride": op.stride,
+            "padding": op.padding,
+            "dilation": op.dilation,
+            "groups": op.groups,
+        }
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return conv(
-            x,
-            self._weight,
-            self._bias,
-            scale=self._op.scale,
-            shift=self._op.shift,
-            residual=residual,
-            relu=self._op.relu,
-            stride=self._op.stride,
-            padding=self._op.padding,
-            dilation=self._op.dilation,
-            groups=self._op.groups,
-        )
+        return conv(x, self._weight, **self._rest, residual=residual)
+
+    def write(self, y: Tensor, x: Tensor, residual: Tensor | None = None) -> None:
+        """The result into y, say some channels of wider images."""
+        conv_into(y, x, self._weight, **self._rest, residual=residual)
 
 
 class LibraryConv:

@@ -11,13 +11,16 @@ from slimfast.ops.bottleneck import widest
 from slimfast.packed import onednn
 from slimfast.packed.arrange import arrange
 from slimfast.packed.blocks import Block, FusedBlock, chain, find_blocks
+from slimfast.packed.buffer import ConvInto
 from slimfast.packed.choose import Run, gpu_seconds, quickest
+from slimfast.packed.concat import write_in_place
 from slimfast.packed.fused import FusedConv, LibraryConv
 from slimfast.packed.graph_capture import capture
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Call, Constant, Conv, Flatten
 from slimfast.packed.program import Program
 from slimfast.packed.psconv import Prepared, PSConv, is_sparse_faster
+from slimfast.packed.tail import PooledLinear, find_tails
 
 _CHUNK_BYTES = 8 * 2**20  # of one value: beyond that caches and the allocator's reuse of memory stop helping
 
@@ -30,11 +33,16 @@ def plan(program: Program, images: Tensor) -> Callable[[Tensor], Any]:
         images: as they will come, in torch.channels_last.
     """
     if images.is_cuda:
-        arranged = arrange(program, images.shape[1])
-        blocks = find_blocks(arranged, widest(images.dtype))
-        return capture(Plan(blocks, images), images)
+        return capture(Plan(for_gpu(program, images), images), images)
     count = _chunk(program, images)
     return Plan(program, images) if count >= len(images) else Chunks(program, images, count)
+
+
+def for_gpu(program: Program, images: Tensor) -> Program:
+    """The program in the order of channels, and with the ops, that only GPUs have kernels for."""
+    arranged = arrange(program, images.shape[1])
+    blocks = find_tails(find_blocks(arranged, widest(images.dtype)))
+    return write_in_place(blocks, images.shape[1])
 
 
 def _chunk(program: Program, images: Tensor) -> int:
@@ -120,6 +128,8 @@ def _fastest(op: Op, inputs: Sequence[Any], overwrite: bool) -> Callable[..., An
         return onednn.PackedConv(op, inputs[0], overwrite)
     if isinstance(op, Conv) and inputs[0].is_cuda:
         return quickest(_ways(op, inputs[0]), inputs, gpu_seconds)
+    if isinstance(op, ConvInto | PooledLinear) and inputs[0].is_cuda:
+        return quickest(op.ways(inputs[0]), inputs, gpu_seconds)
     if isinstance(op, Block):
         return _fastest_block(op, inputs)
     return op.run
