@@ -21,6 +21,7 @@ def conv_kernel(
     scale_ptr,  # [C], or None
     shift_ptr,  # [C], or None
     residual_ptr,  # [RESIDUAL_ROWS, O], rows RESIDUAL_UNITS * ALIGN_O apart, or None
+    vectors_ptr,  # int32 [C / 8], which 8 channels of x those of w are, or None: all in order
     y_ptr,  # [N, OH, OW, O], pixels Y_UNITS * ALIGN_O apart
     ROWS,  # N * OH * OW
     H,
@@ -67,22 +68,21 @@ def conv_kernel(
     blocks = tl.cdiv(C_GROUP, BK)
     for k in range(TAPS * blocks):
         tap = k // blocks
-        h = top + tap // TAPS_W * DIL_H
-        w = left + tap % TAPS_W * DIL_W
+        h, w = top + tap // TAPS_W * DIL_H, left + tap % TAPS_W * DIL_W
         inside = m_m & (h >= 0) & (h < H) & (w >= 0) & (w < W)
         o_c = k % blocks * BK + tl.arange(0, BK)
         m_c = o_c < C_GROUP
         o_x = ((first_line + h) * W + w) * (X_UNITS * ALIGN_C)
         o_w = (tap * C_GROUP + o_c).to(tl.int64) * O
         m_a = inside[:, None] & m_c[None, :]
-        a = tl.load(x_ptr + o_x[:, None] + o_c[None, :], mask=m_a, other=0.0)
+        o_a = o_c
+        if vectors_ptr is not None:
+            o_a = tl.load(vectors_ptr + o_c // 8, mask=m_c, other=0) * 8 + o_c % 8
+            o_a = tl.multiple_of(tl.max_contiguous(o_a, 8), 8)
+        a = tl.load(x_ptr + o_x[:, None] + o_a[None, :], mask=m_a, other=0.0)
         b = tl.load(w_ptr + o_w[:, None] + o_n[None, :], mask=m_c[:, None] & m_n[None, :], other=0.0)
         if scale_ptr is not None:
-            scale = tl.load(scale_ptr + group * C_GROUP + o_c, mask=m_c, other=0.0).to(ACC)
-            shift = tl.load(shift_ptr + group * C_GROUP + o_c, mask=m_c, other=0.0).to(ACC)
-            z = a.to(ACC) * scale[None, :] + shift[None, :]
-            z = tl.where(z < 0, 0.0, z)
-            a = tl.where(m_a, z, 0.0).to(a.dtype)  # zero padding comes after the ReLU
+            a = _activated(a, m_a, scale_ptr, shift_ptr, group * C_GROUP + o_c, m_c, ACC)
         if WIDEN:
             a, b = a.to(ACC), b.to(ACC)
         if DOUBLE:
@@ -104,6 +104,16 @@ def conv_kernel(
         acc = tl.where(acc < 0, 0.0, acc)
     o_y = o_m.to(tl.int64) * (Y_UNITS * ALIGN_O)
     tl.store(y_ptr + o_y[:, None] + o_o[None, :], acc.to(y_ptr.dtype.element_ty), mask=m_y)
+
+
+@triton.jit
+def _activated(a, m_a, scale_ptr, shift_ptr, o_c, m_c, ACC: tl.constexpr):
+    """relu(scale a + shift), and 0 outside the image: zero padding comes after the ReLU."""
+    scale = tl.load(scale_ptr + o_c, mask=m_c, other=0.0).to(ACC)
+    shift = tl.load(shift_ptr + o_c, mask=m_c, other=0.0).to(ACC)
+    z = a.to(ACC) * scale[None, :] + shift[None, :]
+    z = tl.where(z < 0, 0.0, z)
+    return tl.where(m_a, z, 0.0).to(a.dtype)
 
 
 @dataclass(frozen=True)
@@ -152,11 +162,12 @@ def launch(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    vectors: Tensor | None = None,
 ) -> Tensor:
     """The op ``conv``."""
-    shape = _shape(x, weight, stride, padding, dilation, groups)
+    shape = _shape(x, weight, stride, padding, dilation, groups, vectors)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    write(y, x, weight, bias, scale, shift, residual, relu, stride, padding, dilation, groups)
+    write(y, x, weight, bias, scale, shift, residual, relu, stride, padding, dilation, groups, vectors)
     return y
 
 
@@ -173,9 +184,10 @@ def write(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    vectors: Tensor | None = None,
 ) -> None:
     """The op ``conv_into``, for a y that `distance` takes."""
-    shape = _shape(x, weight, stride, padding, dilation, groups)
+    shape = _shape(x, weight, stride, padding, dilation, groups, vectors)
     if list(y.shape) != shape:
         raise RuntimeError(f"conv: y must have shape {shape}, got {list(y.shape)}")
     if residual is not None and list(residual.shape) not in (shape, [1, *shape[1:]]):
@@ -196,6 +208,7 @@ def write(
             weight.permute(2, 3, 1, 0).contiguous(),
             *map(_nhwc, (bias, scale, shift)),
             residual,
+            None if vectors is None else vectors.int(),
             y,
             rows,
             *x.shape[2:],
@@ -257,12 +270,14 @@ def _shape(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    vectors: Tensor | None,
 ) -> list[int]:
     """Sizes of the result."""
     outputs, inputs, *taps = weight.shape
+    read = x.shape[1] if vectors is None else 8 * len(vectors)
     geometry = zip(x.shape[2:], taps, stride, padding, dilation, strict=True)
     size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]
-    if x.shape[1] != inputs * groups or outputs % groups or min(size) < 1:
+    if read != inputs * groups or outputs % groups or min(size) < 1:
         raise RuntimeError(f"conv: weight {list(weight.shape)}, groups {groups} do not fit x {list(x.shape)}")
     return [len(x), outputs, *size]
 

@@ -16,12 +16,18 @@ def conv(
     shift: Tensor | None,
     residual: Tensor | None,
     relu: bool,
-    *geometry: Any,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    vectors: Tensor | None = None,
 ) -> Tensor:
     """One torch operation after the other, each rounding to the dtype."""
+    if vectors is not None:
+        x = torch.cat([x[:, 8 * i : 8 * i + 8] for i in vectors.tolist()], 1)
     if scale is not None and shift is not None:
         x = torch.addcmul(shift[:, None, None], x, scale[:, None, None]).relu()  # rounds once, as ours does
-    y = F.conv2d(x, weight, None, *geometry)
+    y = F.conv2d(x, weight, None, stride, padding, dilation, groups)
     if bias is not None:
         y = y + (bias if bias.dim() == 4 else bias[:, None, None])
     y = y if residual is None else y + residual
@@ -49,8 +55,12 @@ def call(
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
+    vectors: tuple[int, ...] = (),
 ) -> tuple[Any, ...]:
-    """Arguments of the op; `bias` is "none", "vector" or "map", `residual` says how many images it has."""
+    """Arguments of the op; `bias` is "none", "vector" or "map", `residual` says how many images it has.
+
+    With vectors the images x get eight more channels than these reach.
+    """
     images, kernel = _numbers(*x, dtype=dtype, seed=0), _numbers(*weight, dtype=dtype, seed=1)
     geometry = (stride, padding, dilation, groups)
     _, *size = (
@@ -60,8 +70,9 @@ def call(
     )
     biases = {"none": None, "vector": (weight[0],), "map": (1, *size)}
     added = biases[bias]
+    wide = (x[0], 8 * max(vectors) + 16, *x[2:]) if vectors else x
     return (
-        images,
+        _numbers(*wide, dtype=dtype, seed=0),
         kernel,
         None if added is None else _numbers(*added, dtype=dtype, seed=2),
         _numbers(x[1], dtype=dtype, seed=3) if prologue else None,
@@ -70,6 +81,7 @@ def call(
         relu,
         *map(list, geometry[:3]),
         groups,
+        *([torch.tensor(vectors, dtype=torch.int32)] if vectors else []),
     )
 
 
@@ -88,6 +100,10 @@ SHAPES: Mapping[str, tuple[Any, dict[str, Any]]] = {
     "depthwise": (
         ((1, 8, 5, 5), (8, 1, 3, 3)),
         {"groups": 8, "stride": (2, 2), "padding": (1, 1), "relu": True},
+    ),
+    "some vectors": (
+        ((2, 24, 5, 4), (8, 24, 3, 3)),
+        {"vectors": (0, 2, 3), "prologue": True, "residual": 2, "padding": (1, 1)},
     ),
 }
 CALLS: Mapping[str, Callable[[torch.dtype], tuple[Any, ...]]] = {
@@ -112,6 +128,8 @@ def call_into(arguments: tuple[Any, ...], before: int, behind: int) -> tuple[Any
 INTO_CALLS: Mapping[str, Callable[[torch.dtype], tuple[Any, ...]]] = {
     label: lambda dtype, call=call, sides=sides: call_into(call(dtype), *sides)
     for (label, call), sides in zip(
-        CALLS.items(), [(0, 3), (8, 16), (1, 0), (2, 2), (0, 0), (3, 5), (16, 0), (0, 8), (8, 8)], strict=True
+        CALLS.items(),
+        [(0, 3), (8, 16), (1, 0), (2, 2), (0, 0), (3, 5), (16, 0), (0, 8), (8, 8), (8, 3)],
+        strict=True,
     )
 }

@@ -11,10 +11,10 @@ from offline import Compiled, compile_triton
 from slimfast.kernels.conv import launch, tiles
 from slimfast.kernels.conv_into import launch as launch_into
 
-from slimfast.ops.conv import reference
+from slimfast.ops.conv import channels_of, reference
 from slimfast.ops.conv_into import reference as reference_into
 
-POINTERS = ["x_ptr", "w_ptr", "bias_ptr", "scale_ptr", "shift_ptr", "residual_ptr", "y_ptr"]
+POINTERS = ["x_ptr", "w_ptr", "bias_ptr", "scale_ptr", "shift_ptr", "residual_ptr", "vectors_ptr", "y_ptr"]
 NUMBERS = ["ROWS", "H", "W", "OH", "OW", "C_UNITS", "O_UNITS"]
 NUMBERS += ["X_UNITS", "Y_UNITS", "RESIDUAL_UNITS", "RESIDUAL_ROWS"]
 POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
@@ -95,6 +95,22 @@ def test_writes_and_reads_some_channels_of_wider_images(
     assert wide.isnan().sum() == wide.numel() - y.numel()
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(DTYPES), st.sets(st.integers(0, 4), min_size=1), st.booleans(), st.integers(0, 8))
+def test_vectors_that_are_not_read_may_hold_anything(
+    dtype: torch.dtype, read: set[int], prologue: bool, behind: int
+) -> None:
+    """Zero times NaN would be NaN: they are not loaded."""
+    vectors = torch.tensor(sorted(read), dtype=torch.int32)
+    inputs = 8 * len(vectors)
+    x, *rest = call(dtype, (2, inputs, 4, 3), (5, inputs, 3, 1), prologue=prologue, padding=(1, 0))
+    wide = torch.full((2, 40 + behind, 4, 3), torch.nan, dtype=dtype).contiguous(
+        memory_format=torch.channels_last
+    )
+    wide[:, channels_of(vectors)] = x
+    assert torch.equal(launch(wide, *rest, vectors), launch(x, *rest))
+
+
 def test_a_result_of_another_shape_is_refused() -> None:
     x, weight = torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 1, 1)
     arguments: tuple[Any, ...] = (None, None, None, None, False, [1, 1], [0, 0], [1, 1], 1)
@@ -129,7 +145,9 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         launch(x, weight, None, None, None, torch.zeros(1, 2, 4, 3), False, *geometry)
 
 
-def compiled(dtype: torch.dtype, widths: tuple[int, int], rows: int, prologue: bool, arch: int) -> Compiled:
+def compiled(
+    dtype: torch.dtype, widths: tuple[int, int], rows: int, prologue: bool, arch: int, vectors: bool = False
+) -> Compiled:
     """The kernel at the configuration that the run time takes for a layer of these inputs and outputs."""
     align_c, align_o = (1 if width % 8 else 8 for width in widths)
     cut = tiles(rows, widths[1], widths[0], dtype, prologue, align_c == align_o == 8)
@@ -139,9 +157,12 @@ def compiled(dtype: torch.dtype, widths: tuple[int, int], rows: int, prologue: b
     constants |= {"BM": cut.BM, "BN": cut.BN, "BK": cut.BK}
     if not prologue:
         constants |= {"scale_ptr": None, "shift_ptr": None}
+    if not vectors:
+        constants["vectors_ptr"] = None
     pointers = [name for name in POINTERS if name not in constants]
     signature = {
         **dict.fromkeys(pointers, POINTER[dtype]),
+        **({"vectors_ptr": "*i32"} if vectors else {}),
         **dict.fromkeys(NUMBERS, "i32"),
         **dict.fromkeys(constants, "constexpr"),
     }
@@ -166,6 +187,22 @@ def test_compiles_without_spills_on_tensor_cores(arch: int, prologue: bool) -> N
 
 def test_a_layer_of_a_dense_block_compiles_to_wide_accesses() -> None:
     assert_good(compiled(torch.bfloat16, (216, 16), 10**6, True, 90), aligned=True)
+
+
+def test_some_vectors_compile_to_wide_accesses() -> None:
+    assert_good(compiled(torch.bfloat16, (184, 16), 10**6, True, 90, vectors=True), aligned=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("dtype", list(POINTER))
+@pytest.mark.parametrize("widths", [(16, 16), (64, 64), (64, 16), (16, 64)])
+@pytest.mark.parametrize("rows", [1000, 10**6])
+@pytest.mark.parametrize("prologue", [False, True])
+def test_every_configuration_of_some_vectors_compiles_well(
+    arch: int, dtype: torch.dtype, widths: tuple[int, int], rows: int, prologue: bool
+) -> None:
+    assert_good(compiled(dtype, widths, rows, prologue, arch, vectors=True), aligned=True)
 
 
 @pytest.mark.long

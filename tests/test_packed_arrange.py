@@ -14,6 +14,7 @@ from slimfast import deploy, graph, prune
 from slimfast.nn import PSConv2d
 from slimfast.packed.arrange import UNIT, Streams, arrange, by_residue, neighbours
 from slimfast.packed.fuse import fuse
+from slimfast.packed.fused import fused_ways
 from slimfast.packed.lower import lower
 from slimfast.packed.ops import Concat, Conv
 from slimfast.packed.program import Program
@@ -106,6 +107,20 @@ def test_readers_of_a_concatenation_order_its_parts() -> None:
     assert isinstance(made, Conv)
     assert made.weight.shape == (2, 24, 1, 1)
     assert made.weight.view(2, 3, UNIT).abs().amax((0, 2)).ne(0).tolist() == [True, False, True]
+
+
+def test_vectors_without_weights_are_not_loaded() -> None:
+    """Each way to launch a convolution gives the same; the stream's readers skip some vectors."""
+    program, x = pruned_program("resnet164", 16)
+    values, skipping = {"x": x}, 0
+    for op in arranged(program, x).ops:
+        inputs = [values[name] for name in op.inputs]
+        values[op.name] = op.run(*inputs)
+        if isinstance(op, Conv) and len(ways := fused_ways(op, inputs[0])) > 1:
+            skipping += 1
+            for way in ways.values():
+                torch.testing.assert_close(way(*inputs), values[op.name], rtol=1e-10, atol=1e-10)
+    assert skipping >= 30
 
 
 def test_values_that_must_keep_their_order() -> None:

@@ -10,7 +10,7 @@ from slimfast.ops._register import define, register_triton
 
 SCHEMA = (
     "conv(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor? residual, bool relu, "
-    "int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor"
+    "int[2] stride, int[2] padding, int[2] dilation, int groups, Tensor? vectors=None) -> Tensor"
 )
 
 
@@ -26,10 +26,11 @@ def reference(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    vectors: Tensor | None = None,
 ) -> Tensor:
     """The formula of `conv`; halves are computed in float32 and rounded once."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    y = x.to(wide)
+    y = (x if vectors is None else x.index_select(1, channels_of(vectors))).to(wide)
     if scale is not None and shift is not None:
         y = (y * scale.to(wide)[:, None, None] + shift.to(wide)[:, None, None]).relu()
     y = F.conv2d(y, weight.to(wide), None, stride, padding, dilation, groups)
@@ -58,6 +59,7 @@ def conv(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
+    vectors: Tensor | None = None,
 ) -> Tensor:
     """Convolution of NHWC images with prologue and epilogue, in one pass over memory.
 
@@ -76,7 +78,9 @@ def conv(
         residual: [N or 1, Cout, H', W'], dtype and memory as x; one image is added to all.
         relu: whether the result is clamped from below at 0.
         stride, padding, dilation: (rows, columns), as in torch.nn.functional.conv2d.
-        groups: divides Cin and Cout.
+        groups: divides Cin and Cout; 1 with vectors.
+        vectors: int32 [Cin / 8], of x with any number of channels: Cin are those of its 8-channel vectors
+            with these numbers (not checked), scale and shift too. What lies between is not loaded.
 
     Returns:
         [N, Cout, H', W'] in torch.channels_last, with H' and W' as in torch.nn.functional.conv2d.
@@ -91,6 +95,11 @@ def conv(
     if (scale is None) != (shift is None):
         raise ValueError(f"scale and shift must be given together, got scale={scale}, shift={shift}")
     y: Tensor = torch.ops.slimfast.conv(
-        x, weight, bias, scale, shift, residual, relu, stride, padding, dilation, groups
+        x, weight, bias, scale, shift, residual, relu, stride, padding, dilation, groups, vectors
     )
     return y
+
+
+def channels_of(vectors: Tensor) -> Tensor:
+    """int64: the channels of vectors of 8."""
+    return (vectors.long()[:, None] * 8 + torch.arange(8, device=vectors.device)).flatten()

@@ -11,7 +11,8 @@ from slimfast.ops.conv import reference as convolve
 
 SCHEMA = (
     "conv_into(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, "
-    "Tensor? residual, bool relu, int[2] stride, int[2] padding, int[2] dilation, int groups) -> ()"
+    "Tensor? residual, bool relu, int[2] stride, int[2] padding, int[2] dilation, int groups, "
+    "Tensor? vectors=None) -> ()"
 )
 
 
@@ -41,6 +42,7 @@ def conv_into(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
+    vectors: Tensor | None = None,
 ) -> None:
     """`conv` that writes its result into y: so the layers of a dense block need no concatenation.
 
@@ -50,7 +52,8 @@ def conv_into(
         y: [N, Cout, H', W'], dtype of x, overwritten; fast where its channels are adjacent and its pixels
             equally far apart, as `buffer[:, a:b]` of images in torch.channels_last is. No part of it may be
             part of what is read.
-        x, weight, bias, scale, shift, residual, relu, stride, padding, dilation, groups: as in `conv`.
+        x, weight, bias, scale, shift, residual, relu, stride, padding, dilation, groups, vectors: as in
+            `conv`.
 
     Raises:
         ValueError: scale without shift, or shift without scale.
@@ -62,5 +65,5 @@ def conv_into(
     if (scale is None) != (shift is None):
         raise ValueError(f"scale and shift must be given together, got scale={scale}, shift={shift}")
     torch.ops.slimfast.conv_into(
-        y, x, weight, bias, scale, shift, residual, relu, stride, padding, dilation, groups
+        y, x, weight, bias, scale, shift, residual, relu, stride, padding, dilation, groups, vectors
     )

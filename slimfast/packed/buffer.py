@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slimfast.packed.choose import Run
-from slimfast.packed.fused import FusedConv, LibraryConv
+from slimfast.packed.fused import FusedConv, LibraryConv, fused_ways
 from slimfast.packed.op import Channels, Op
 from slimfast.packed.ops import Conv, Pair
 
@@ -65,14 +65,16 @@ class ConvInto(Op):
 
     def ways(self, x: Tensor) -> dict[str, Run]:
         """How it can run on a GPU, on inputs like x."""
-        fused = FusedConv(self.conv, x)
+        library = self._copied(LibraryConv(self.conv, x))
+        ours = {f"{name}, in place": self._written_by(way) for name, way in fused_ways(self.conv, x).items()}
+        return {"torch's convolution and a copy": library, **ours}
 
+    def _written_by(self, fused: FusedConv) -> Run:
         def write(*inputs: Tensor) -> Tensor:
             fused.write(self._written(inputs[-1]), *inputs[:-1])
             return self._result(inputs[-1])
 
-        library = self._copied(LibraryConv(self.conv, x))
-        return {"torch's convolution and a copy": library, "slimfast's convolution in place": write}
+        return write
 
     def _copied(self, run: Callable[..., Tensor]) -> Run:
         def write(*inputs: Tensor) -> Tensor:

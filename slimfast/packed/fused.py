@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimfast.ops.conv import conv
+from slimfast.ops.conv import channels_of, conv
 from slimfast.ops.conv_into import conv_into
 from slimfast.packed.ops import Affine, Conv
 
@@ -18,22 +18,28 @@ class FusedConv:
     Args:
         op: the convolution.
         x: an input as it will come.
+        vectors: int32, which vectors of 8 channels are loaded; all channels without it.
     """
 
-    def __init__(self, op: Conv, x: Tensor) -> None:
+    def __init__(self, op: Conv, x: Tensor, vectors: Tensor | None = None) -> None:
         op = widened(op, x.shape[1])
-        self._weight = (
-            op.weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
-        )  # as the kernel reads it
+        channels = None if vectors is None else channels_of(vectors)
+        weight, scale, shift = (
+            t if t is None or channels is None else t.index_select(dim, channels)
+            for t, dim in ((op.weight, 1), (op.scale, 0), (op.shift, 0))
+        )
+        assert weight is not None
+        self._weight = weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)  # as the kernel reads it
         self._rest: dict[str, Any] = {
             "bias": op.bias_for(x),
-            "scale": op.scale,
-            "shift": op.shift,
+            "scale": scale,
+            "shift": shift,
             "relu": op.relu,
             "stride": op.stride,
             "padding": op.padding,
             "dilation": op.dilation,
             "groups": op.groups,
+            "vectors": vectors,
         }
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -42,6 +48,24 @@ class FusedConv:
     def write(self, y: Tensor, x: Tensor, residual: Tensor | None = None) -> None:
         """The result into y, say some channels of wider images."""
         conv_into(y, x, self._weight, **self._rest, residual=residual)
+
+
+def fused_ways(op: Conv, x: Tensor) -> dict[str, FusedConv]:
+    """By name, the launches that compute the convolution: of all channels, of the vectors that it reads."""
+    ways = {"slimfast's convolution": FusedConv(op, x)}
+    vectors = live_vectors(op, x.shape[1])
+    if vectors is not None:
+        ways["slimfast's convolution of some vectors"] = FusedConv(op, x, vectors)
+    return ways
+
+
+def live_vectors(op: Conv, count: int) -> Tensor | None:
+    """int32: vectors of 8 of the `count` channels that have a weight but zero; None if all have one."""
+    if op.groups > 1 or count % 8:
+        return None
+    weight = widened(op, count).weight
+    live = (weight.unflatten(1, (-1, 8)) != 0).transpose(0, 1).flatten(1).any(1)
+    return None if live.all() or not live.any() else live.nonzero().flatten().int()
 
 
 class LibraryConv:

@@ -14,7 +14,7 @@ from slimfast.packed.blocks import Block, FusedBlock, chain, find_blocks
 from slimfast.packed.buffer import ConvInto
 from slimfast.packed.choose import Run, gpu_seconds, quickest
 from slimfast.packed.concat import write_in_place
-from slimfast.packed.fused import FusedConv, LibraryConv
+from slimfast.packed.fused import LibraryConv, fused_ways
 from slimfast.packed.graph_capture import capture
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Call, Constant, Conv, Flatten
@@ -136,7 +136,7 @@ def _fastest(op: Op, inputs: Sequence[Any], overwrite: bool) -> Callable[..., An
 
 
 def _ways(conv: Conv, x: Tensor) -> dict[str, Run]:
-    return {"torch's convolution": LibraryConv(conv, x), "slimfast's convolution": FusedConv(conv, x)}
+    return {"torch's convolution": LibraryConv(conv, x), **fused_ways(conv, x)}
 
 
 def _fastest_sparse(conv: PSConv, inputs: Sequence[Tensor], overwrite: bool) -> Run:
