@@ -25,6 +25,9 @@ class Block(Op):
     def run(self, *inputs: Tensor) -> Tensor:
         return chain([conv.run for conv in self.convs])(*inputs)
 
+    def inner(self) -> tuple[Op, ...]:
+        return self.convs
+
     def channels(self, *inputs: Channels) -> Channels:
         first, second, third = self.convs
         return third.channels(second.channels(first.channels(inputs[0])), *inputs[1:])
@@ -82,6 +85,8 @@ class FusedBlock:
         block: the op.
         x: an input as it will come.
     """
+
+    way: ClassVar[str] = "slimfast's block"
 
     def __init__(self, block: Block, x: Tensor) -> None:
         first, second, third = block.convs

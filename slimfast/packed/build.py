@@ -5,11 +5,14 @@ from torch import Tensor, nn
 
 from slimfast import graph
 from slimfast.packed.deployed import DTYPES, Deployed
-from slimfast.packed.fuse import fuse
-from slimfast.packed.lower import lower
+from slimfast.packed.explain import explained
+from slimfast.packed.fuse import merged
+from slimfast.packed.lower import lower_calls
 
 
-def deploy(model: nn.Module, example_inputs: object, dtype: torch.dtype | None = None) -> Deployed:
+def deploy(
+    model: nn.Module, example_inputs: object, dtype: torch.dtype | None = None, *, explain: bool = False
+) -> Deployed:
     """Makes a model ready for inference: BatchNorm folded, passes over memory merged, images in NHWC.
 
     The model is copied, and the copy is in eval mode. What has no packed op runs as the model wrote it.
@@ -18,6 +21,8 @@ def deploy(model: nn.Module, example_inputs: object, dtype: torch.dtype | None =
         model: with one input, images; pruned or not.
         example_inputs: images [N, C, H, W], or a tuple of them alone; others will do as well later.
         dtype: of the computation: float64, float32, bfloat16 or float16; the model's own if None.
+        explain: the result's `explanation` says which op each module and function call became, why not a
+            better one, and how each op runs for images like the example. Print it.
 
     Returns:
         A callable for images on the model's device.
@@ -34,9 +39,15 @@ def deploy(model: nn.Module, example_inputs: object, dtype: torch.dtype | None =
     for module in traced.modules():
         module.training = False
     with torch.no_grad():
-        program = fuse(lower(traced))
+        lowered, calls = lower_calls(traced)
+        ops = merged(lowered)
+    program = ops.program()
     program.check(x.shape[1])
-    return Deployed(program, x.shape[1], dtype or own_dtype, own_dtype, device)
+    deployed = Deployed(program, x.shape[1], dtype or own_dtype, own_dtype, device)
+    if explain:
+        [(plan, _), *_] = deployed.pieces(x.to(deployed.dtype))
+        deployed.explanation = explained(calls, ops, plan.steps, x.shape, str(device))
+    return deployed
 
 
 def _kind(model: nn.Module) -> tuple[torch.dtype, torch.device]:

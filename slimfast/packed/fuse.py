@@ -20,14 +20,22 @@ O = TypeVar("O", bound=Op)  # noqa: E741 - the type of an op
 
 # Products per output up to which writing one more channel costs less than a pass over memory: a core does
 # tens of multiply-accumulates in the time in which it moves one number.
-_WORTH_A_PASS = 64
+WORTH_A_PASS = 64
+
+INTO_WEIGHTS = "folded into its weights"
 
 
 class Ops:
-    """The ops of a program while they are being merged."""
+    """The ops of a program while they are being merged.
+
+    Attributes:
+        parts: for each op what it was made of: names of ops of the program, and how it does their work, ""
+            where it is that op itself.
+    """
 
     def __init__(self, program: Program) -> None:
         self._inputs, self.output = program.inputs, program.output
+        self.parts = {op.name: {op.name: ""} for op in program.ops}
         self._ops = {op.name: op for op in program.ops}
         self._readers: dict[str, list[str]] = {}
         for op in program.ops:
@@ -46,9 +54,13 @@ class Ops:
         """The op that makes the value, None for an argument of the program."""
         return self._ops.get(name)
 
+    def readers(self, name: str) -> list[str]:
+        """The ops that read the value, by name, "" for the caller; one that reads it twice is there twice."""
+        return self._readers.get(name, [])
+
     def only_reader(self, name: str) -> Op | None:
         """The op that reads the value, if one does, once, and it is not the result."""
-        readers = self._readers.get(name, [])
+        readers = self.readers(name)
         return self._ops.get(readers[0]) if len(readers) == 1 else None
 
     def replace(self, op: Op) -> None:
@@ -59,8 +71,17 @@ class Ops:
             self._readers.setdefault(name, []).append(op.name)
         self._ops[op.name] = op
 
-    def merge(self, producer: Op, op: Op) -> None:
-        """Puts the op in the place of the one with its name; the producer goes if nobody reads it now."""
+    def merge(self, producer: Op, op: Op, absorbed: Op, how: str) -> None:
+        """Puts the op in the place of the one with its name; the producer goes if nobody reads it now.
+
+        Args:
+            producer: made what the op with this name read.
+            op: does the work of both.
+            absorbed: the one of both that is no op of its own any more.
+            how: the op does the absorbed one's work, for a reader of `parts`.
+        """
+        own = dict.fromkeys(self.parts[absorbed.name], how)
+        self.parts[op.name] = {**self.parts[producer.name], **self.parts[op.name], **own}
         self.replace(op)
         self.drop_unread([producer])
 
@@ -68,7 +89,7 @@ class Ops:
         """Takes out those ops whose values nobody reads, and their producers likewise."""
         for op in ops:
             if op.name in self._ops and not self._readers.get(op.name):
-                del self._ops[op.name]
+                del self._ops[op.name], self.parts[op.name]
                 for name in op.inputs:
                     self._readers[name].remove(op.name)
                 self.drop_unread(p for n in op.inputs if (p := self.producer(n)))
@@ -79,7 +100,12 @@ class Ops:
 
 
 def fuse(program: Program) -> Program:
-    """Every pattern below, in the order in which they enable each other."""
+    """The program after every pattern below."""
+    return merged(program).program()
+
+
+def merged(program: Program) -> Ops:
+    """The ops after every pattern below, in the order in which they enable each other."""
     ops = Ops(program)
     ops.drop_unread(ops.of(Op))
     fold_affine(ops)
@@ -89,7 +115,7 @@ def fuse(program: Program) -> Program:
     fold_prologue(ops)
     fold_shift(ops)
     fold_select(ops)
-    return ops.program()
+    return ops
 
 
 def fold_affine(ops: Ops) -> None:
@@ -99,11 +125,12 @@ def fold_affine(ops: Ops) -> None:
         if source is None or ops.only_reader(source.name) is not affine:
             continue
         if isinstance(source, Conv) and len(source.inputs) == 1 and not source.relu:
-            ops.merge(source, replace(_scaled(source, affine), name=affine.name))
+            ops.merge(source, replace(_scaled(source, affine), name=affine.name), affine, INTO_WEIGHTS)
         elif isinstance(source, Affine) and not source.relu:
             scale = source.scale * affine.scale
             shift = source.shift * affine.scale + affine.shift
-            ops.merge(source, replace(affine, inputs=source.inputs, scale=scale, shift=shift))
+            both = replace(affine, inputs=source.inputs, scale=scale, shift=shift)
+            ops.merge(source, both, source, "folded into its scale and shift")
 
 
 def _scaled(conv: Conv, affine: Affine) -> Conv:
@@ -123,8 +150,8 @@ def fold_place(ops: Ops) -> None:
         if not isinstance(conv, Conv) or not _can_add(conv) or ops.only_reader(conv.name) is not place:
             continue
         plain = conv.groups == 1 and not isinstance(conv, PSConv)
-        if plain and conv.weight[0].numel() <= _WORTH_A_PASS:
-            ops.merge(conv, _placed(conv, place))
+        if plain and conv.weight[0].numel() <= WORTH_A_PASS:
+            ops.merge(conv, _placed(conv, place), place, "its constant channels are written, too")
 
 
 def _placed(conv: Conv, place: Place) -> Conv:
@@ -146,7 +173,7 @@ def merge_relu(ops: Ops) -> None:
             and not source.relu
             and ops.only_reader(source.name) is relu
         ):
-            ops.merge(source, replace(source, name=relu.name, relu=True))
+            ops.merge(source, replace(source, name=relu.name, relu=True), relu, "applied to its result")
 
 
 def merge_add(ops: Ops) -> None:
@@ -159,7 +186,8 @@ def merge_add(ops: Ops) -> None:
             conv = max(able, key=lambda conv: order[conv.name])
             [residual] = [name for name in add.inputs if name != conv.name]
             inputs = (conv.inputs[0], residual)
-            ops.merge(conv, replace(conv, name=add.name, inputs=inputs, relu=add.relu))
+            summed = replace(conv, name=add.name, inputs=inputs, relu=add.relu)
+            ops.merge(conv, summed, add, "added to its result")
 
 
 def _can_add(conv: Conv) -> bool:
@@ -177,7 +205,8 @@ def fold_prologue(ops: Ops) -> None:
             and reader.inputs[0] == affine.name
         ):
             inputs = (affine.inputs[0], *reader.inputs[1:])
-            ops.merge(affine, replace(reader, inputs=inputs, scale=affine.scale, shift=affine.shift))
+            conv = replace(reader, inputs=inputs, scale=affine.scale, shift=affine.shift)
+            ops.merge(affine, conv, affine, "applied to what it reads")
 
 
 def fold_shift(ops: Ops) -> None:
@@ -197,7 +226,8 @@ def fold_shift(ops: Ops) -> None:
             border = contribution[:, None] if border is None else border + contribution[:, None]
         weight = conv.weight * affine.scale[:, None, None]
         inputs = (affine.inputs[0], *conv.inputs[1:])
-        ops.merge(affine, replace(conv, inputs=inputs, weight=weight, bias=bias, border=border))
+        folded = replace(conv, inputs=inputs, weight=weight, bias=bias, border=border)
+        ops.merge(affine, folded, affine, INTO_WEIGHTS)
 
 
 def fold_select(ops: Ops) -> None:
@@ -210,4 +240,4 @@ def fold_select(ops: Ops) -> None:
             and select.index.unique().numel() == select.index.numel()
         ):
             inputs = (select.inputs[0], *conv.inputs[1:])
-            ops.merge(select, replace(conv, inputs=inputs, index=select.index))
+            ops.merge(select, replace(conv, inputs=inputs, index=select.index), select, "picked as it reads")

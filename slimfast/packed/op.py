@@ -34,6 +34,10 @@ class Op:
         """Field name -> weights; what a file stores beside the numbers."""
         return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
 
+    def inner(self) -> tuple["Op", ...]:
+        """The ops that this one runs as one, in order; none where it is a single op."""
+        return ()
+
     def numbers(self) -> dict[str, Any]:
         """Field name -> value of the other fields, where it is not the default."""
         skipped = {"name", "inputs", *self.tensors()}
