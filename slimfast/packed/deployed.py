@@ -53,7 +53,7 @@ class Deployed(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """The model's result for images x [N, C, H, W].
 
-        Under torch.export and torch.compile the program runs by the references of its ops.
+        Under torch.export the program runs by the references of its ops.
 
         Raises:
             TypeError: x is no tensor.
@@ -62,7 +62,7 @@ class Deployed(nn.Module):
             torch.OutOfMemoryError: there is not enough memory for so many images at a time.
         """
         self._check(x)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
             return self._traced(x)
         with torch.no_grad(), needs_memory("x", x):
             images = self._images(x)
@@ -81,7 +81,7 @@ class Deployed(nn.Module):
         return x.to(self.dtype, memory_format=torch.channels_last)
 
     def _traced(self, x: Tensor) -> Any:
-        """The result as a compiler shall see it, by plain torch and slimfast's custom ops."""
+        """The result as an exported program shall compute it: by plain torch and slimfast's custom ops."""
         result = self.program.run(self._images(x))
         return tree_map_only(
             Tensor, lambda y: y.to(self.output_dtype) if y.is_floating_point() else y, result
