@@ -8,6 +8,7 @@ from slimfast.packed.deployed import DTYPES, Deployed
 from slimfast.packed.explain import explained
 from slimfast.packed.fuse import merged
 from slimfast.packed.lower import lower_calls
+from slimfast.packed.memory import needs_memory
 
 
 def deploy(
@@ -30,12 +31,14 @@ def deploy(
     Raises:
         ValueError: dtype is not one of these, or example_inputs is not one tensor of rank 4 beside the model.
         slimfast.GraphError: the model cannot be traced, or fails on the example inputs.
+        torch.OutOfMemoryError: there is not enough memory for so many images at a time.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
     own_dtype, device = _kind(model)
     x = _example(example_inputs, device)
-    traced = graph.trace(model, x.to(own_dtype))
+    with needs_memory("example_inputs", x.shape, device):
+        traced = graph.trace(model, x.to(own_dtype))
     for module in traced.modules():
         module.training = False
     with torch.no_grad():

@@ -64,7 +64,7 @@ class Deployed(nn.Module):
         self._check(x)
         if torch.compiler.is_exporting():
             return self._traced(x)
-        with torch.no_grad(), needs_memory("x", x):
+        with torch.no_grad(), needs_memory("x", x.shape, self.device):
             images = self._images(x)
             result = self._plan(images)(images)
             return tree_map_only(Tensor, lambda y: self._fresh(y, x), result)
@@ -73,7 +73,7 @@ class Deployed(nn.Module):
     def pieces(self, x: Tensor) -> list[tuple[Plan, Tensor]]:
         """How images x run: plans, each with the images that it runs on at a time. Raises as `forward`."""
         self._check(x)
-        with needs_memory("x", x):
+        with needs_memory("x", x.shape, self.device):
             images = self._images(x)
             return pieces(self._plan(images), images)
 
