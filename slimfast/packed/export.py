@@ -89,7 +89,8 @@ def _exported(deployed: Deployed, x: Tensor) -> ExportedProgram:
 
 def _in_standard_ops(exported: ExportedProgram) -> ExportedProgram:
     with _quiet():
-        return exported.run_decompositions({torch.ops.slimfast.conv.default: formula})
+        standard: ExportedProgram = exported.run_decompositions({torch.ops.slimfast.conv.default: formula})
+    return standard
 
 
 @contextmanager

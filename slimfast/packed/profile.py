@@ -270,13 +270,14 @@ def _weights(op: Op) -> Iterator[Tensor]:
 
 def _flops(op: Op, inputs: Sequence[Any], y: Any) -> int:
     if isinstance(op, Conv | Linear):
-        return 2 * y.numel() * op.weight[0].numel()
-    count, size, total = len(inputs[0]) if inputs else 0, tuple(inputs[0].shape[2:]) if op.inner() else (), 0
+        return 2 * int(y.numel()) * op.weight[0].numel()
+    total, images = 0, list(inputs[0].shape) if op.inner() else []
     for conv in op.inner():
         assert isinstance(conv, Conv)
-        geometry = zip(size, conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation, strict=True)
-        size = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry)
-        total += 2 * count * size[0] * size[1] * conv.weight.numel()
+        geometry = (conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation)
+        sizes = zip(images[2:], *geometry, strict=True)
+        images[2:] = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
+        total += 2 * images[0] * images[2] * images[3] * conv.weight.numel()
     return total
 
 
