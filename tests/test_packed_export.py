@@ -139,7 +139,9 @@ def test_what_exports_need(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     deployed, x = pruned("small_cnn")
     find = "importlib.util.find_spec"
     monkeypatch.setattr(find, lambda name: None)
-    with pytest.raises(ValueError, match=r"^format 'onnx' needs onnx and onnxscript: pip install onnx onnxs"):
+    with pytest.raises(
+        ValueError, match=r"^format 'onnx' needs onnx and onnxscript: pip install 'slimfast\[onnx\]'$"
+    ):
         export_onnx(deployed, x, tmp_path / "net.onnx")
     monkeypatch.setattr("slimfast.packed.export.why_no_compiler", lambda: "needs a C++ compiler")
     with pytest.raises(ValueError, match=r"^format 'pt2' needs a C\+\+ compiler$"):

@@ -31,7 +31,7 @@ def export_onnx(deployed: Deployed, x: Tensor, path: str | os.PathLike[str]) -> 
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"format 'onnx' needs {' and '.join(missing)}: pip install onnx onnxscript")
+        raise ValueError(f"format 'onnx' needs {' and '.join(missing)}: pip install 'slimfast[onnx]'")
     exported = _in_standard_ops(_exported(deployed, x))
     with _quiet():
         program = torch.onnx.export(exported, dynamo=True, verbose=False)
