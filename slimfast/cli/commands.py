@@ -15,7 +15,7 @@ from slimfast import report
 from slimfast.cli import psconv, show
 from slimfast.cli.example import example_input
 from slimfast.packed import EXPORTS, Deployed, profile, why_no_compiler
-from slimfast.packed.memory import needs_memory
+from slimfast.packed.out_of_memory import needs_memory
 from slimfast.train import Display, Recipe, finetune, load_recipe, prepare, run_all, train
 from slimfast.train.recipe import choose_device
 from slimfast.train.timing import Timed, compiled, in_faster_format, interleaved

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.packed import Deployed
-from slimfast.packed.memory import is_out_of_memory, needs_memory
+from slimfast.packed.out_of_memory import is_out_of_memory, needs_memory
 
 _SIZES = (32, 28, 64, 224)  # CIFAR, MNIST, Tiny-ImageNet, ImageNet
 

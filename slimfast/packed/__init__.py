@@ -9,7 +9,7 @@ from slimfast.packed.export import export_package as export_package
 from slimfast.packed.export import why_no_compiler as why_no_compiler
 from slimfast.packed.files import load_packed as load_packed
 from slimfast.packed.files import save_packed as save_packed
-from slimfast.packed.memory import is_out_of_memory as is_out_of_memory
+from slimfast.packed.out_of_memory import is_out_of_memory as is_out_of_memory
 from slimfast.packed.profile import Profile as Profile
 from slimfast.packed.profile import profile as profile
 from slimfast.packed.program import Program as Program

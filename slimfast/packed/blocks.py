@@ -25,9 +25,6 @@ class Block(Op):
     def run(self, *inputs: Tensor) -> Tensor:
         return chain([conv.run for conv in self.convs])(*inputs)
 
-    def inner(self) -> tuple[Op, ...]:
-        return self.convs
-
     def channels(self, *inputs: Channels) -> Channels:
         first, second, third = self.convs
         return third.channels(second.channels(first.channels(inputs[0])), *inputs[1:])

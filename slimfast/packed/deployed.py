@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from slimfast.packed.explain import Explanation
-from slimfast.packed.memory import needs_memory
+from slimfast.packed.out_of_memory import needs_memory
 from slimfast.packed.plan import Plan, pieces, plan
 from slimfast.packed.program import Program
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 Channels = int | None  # size of dimension 1 of a value; None if it is not known before running
 
@@ -36,7 +37,17 @@ class Op:
 
     def inner(self) -> tuple["Op", ...]:
         """The ops that this one runs as one, in order; none where it is a single op."""
-        return ()
+        values = [getattr(self, field.name) for field in fields(self)]
+        flat = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+        return tuple(part for part in flat if isinstance(part, Op))
+
+    def moved(self, inputs: Sequence[Any], result: Any) -> list[Tensor]:
+        """The values that a run on these inputs reads and writes, whose bytes count; none where it is a view."""
+        read, made = (
+            [x for x in tree_leaves(values) if isinstance(x, Tensor)] for values in (inputs, result)
+        )
+        is_view = len(made) == 1 and bool(read) and made[0].data_ptr() == read[0].data_ptr()
+        return [] if is_view else [*read, *made]
 
     def numbers(self) -> dict[str, Any]:
         """Field name -> value of the other fields, where it is not the default."""

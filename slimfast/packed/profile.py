@@ -9,11 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from slimfast.packed.deployed import Deployed
 from slimfast.packed.op import Op
-from slimfast.packed.ops import Conv, Linear
 from slimfast.packed.plan import Plan, Step
 
 _COPIED = 2**27  # bytes: more than caches hold
@@ -248,12 +246,9 @@ def _count(pieces: Sequence[tuple[Plan, Tensor]], found: dict[str, _Sum], batch:
     """Bytes, operations and shapes, in a run of their own."""
 
     def counted(step: Step, inputs: Sequence[Any]) -> Any:
-        total, given = found[step.op.name], [x for x in inputs if isinstance(x, Tensor)]
-        moved = sum(x.nbytes for x in (*_weights(step.op), *given))
-        y = step.run(*inputs)
-        results = [t for t in tree_leaves(y) if isinstance(t, Tensor)]
-        if not (len(results) == 1 and given and results[0].data_ptr() == given[0].data_ptr()):
-            total.bytes += moved + sum(t.nbytes for t in results)
+        total, y = found[step.op.name], step.run(*inputs)
+        moved = step.op.moved(inputs, y)
+        total.bytes += sum(x.nbytes for x in (*moved, *(_weights(step.op) if moved else ())))
         total.flops += _flops(step.op, inputs, y)
         total.shape = (batch, *y.shape[1:]) if isinstance(y, Tensor) else ()
         return y
@@ -269,15 +264,14 @@ def _weights(op: Op) -> Iterator[Tensor]:
 
 
 def _flops(op: Op, inputs: Sequence[Any], y: Any) -> int:
-    if isinstance(op, Conv | Linear):
-        return 2 * int(y.numel()) * op.weight[0].numel()
-    total, images = 0, list(inputs[0].shape) if op.inner() else []
-    for conv in op.inner():
-        assert isinstance(conv, Conv)
-        geometry = (conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation)
-        sizes = zip(images[2:], *geometry, strict=True)
-        images[2:] = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
-        total += 2 * images[0] * images[2] * images[3] * conv.weight.numel()
+    weight = op.tensors().get("weight")
+    if weight is not None:
+        return 2 * int(y.numel()) * weight[0].numel()
+    total = 0
+    x: Tensor = inputs[0].to("meta") if op.inner() else torch.empty(0)
+    for part in op.inner():  # one after the other, for their sizes alone
+        before, x = x, part.to(x.device, x.dtype).run(x)
+        total += _flops(part, [before], x)
     return total
 
 

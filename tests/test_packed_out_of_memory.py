@@ -6,7 +6,7 @@ from packed_nets import Net, X, conv
 from torch import Tensor
 
 import slimfast
-from slimfast.packed.memory import is_out_of_memory
+from slimfast.packed.out_of_memory import is_out_of_memory
 
 ON_A_GPU = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 139 GiB\nof which"
 FITS_NOT = (
