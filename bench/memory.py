@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class Used:
-    """Bytes that a call needs; begins to watch before the contender is made.
+    """Bytes that a call needs that is not the first; begins to watch before the contender is made.
 
     Attributes:
         peak: on a GPU, what was reserved beyond what there was: weights, graphs and what the call needs
@@ -40,7 +40,6 @@ def _reserved_by(call: Callable[[], object]) -> int:
 
 
 def _allocated_by(call: Callable[[], object]) -> int:
-    call()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         y = call()
     events = found.profiler.kineto_results.events()

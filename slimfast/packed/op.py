@@ -42,10 +42,9 @@ class Op:
         return tuple(part for part in flat if isinstance(part, Op))
 
     def moved(self, inputs: Sequence[Any], result: Any) -> list[Tensor]:
-        """The values that a run on these inputs reads and writes, whose bytes count; none where it is a view."""
-        read, made = (
-            [x for x in tree_leaves(values) if isinstance(x, Tensor)] for values in (inputs, result)
-        )
+        """The values that a run on these inputs reads and writes, whose bytes count; none for a view."""
+        both = (list(inputs), result)
+        read, made = ([x for x in tree_leaves(values) if isinstance(x, Tensor)] for values in both)
         is_view = len(made) == 1 and bool(read) and made[0].data_ptr() == read[0].data_ptr()
         return [] if is_view else [*read, *made]
 
