@@ -1,4 +1,4 @@
-"""What bench/gpu.sh runs: checks on a GPU, or times of deployed networks or of layers there.
+"""What bench/gpu.sh runs besides the benchmarks: checks on a GPU, and times of layers there.
 
 python3 bench/gpu.py checks --out runs/gpu/checks.json
 """
@@ -7,10 +7,8 @@ import argparse
 import copy
 import json
 import platform
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,50 +208,6 @@ def _rms(x: Tensor) -> float:
     return x.square().mean().sqrt().item()
 
 
-def time_deploy(device: torch.device, batches: tuple[int, ...]) -> dict[str, Any]:
-    """Images through the pruned nets: eager, compiled and deployed, bf16 on a GPU."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    results: dict[str, Any] = {}
-    for name, (channels, size) in NETS.items():
-        pruned = _pruned(name, channels, size)
-        for batch in batches:
-            x = torch.randn(batch, channels, size, size, device=device, dtype=dtype)
-            x = x.contiguous(memory_format=torch.channels_last)
-            dense = _moved(models.build(name), device, dtype).to(memory_format=torch.channels_last)
-            eager = _moved(pruned, device, dtype).to(memory_format=torch.channels_last)
-            contenders = {"dense eager": dense, "pruned eager": eager}
-            if device.type == "cuda":
-                contenders["pruned compiled"] = torch.compile(eager, mode="reduce-overhead")
-            contenders["ours"] = slimfast.deploy(_moved(pruned, device, dtype), x)
-            with torch.no_grad():
-                calls = {key: lambda net=net, x=x: net(x) for key, net in contenders.items()}
-                results[f"{name}, batch {batch}"] = _microseconds(calls, device, rounds=15, calls=5)
-            print(name, batch, {k: round(v, 1) for k, v in results[f"{name}, batch {batch}"].items()})
-    return results
-
-
-def _microseconds(
-    contenders: dict[str, Callable[[], Any]], device: torch.device, rounds: int, calls: int
-) -> dict[str, float]:
-    """Median wall time per call, the contenders taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for i in range(rounds + 3):
-        for name, call in contenders.items():
-            _wait(device)
-            started = time.perf_counter()
-            for _ in range(calls):
-                call()
-            _wait(device)
-            if i >= 3:
-                times[name].append(1e6 * (time.perf_counter() - started) / calls)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def _set_gradients(net: nn.Module, seed: int) -> None:
     """Where there are gradients already, in place: captured steps read them there."""
     generator = torch.Generator().manual_seed(seed)
@@ -287,7 +241,7 @@ CHECKS = (check_ops, check_steps, check_scaler, check_capture, check_deploy)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["checks", "deploy", "psconv"], help="what to do")
+    parser.add_argument("part", choices=["checks", "psconv"], help="what to do")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script itself")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 128, 1024], help="images per call")
@@ -297,14 +251,12 @@ def main() -> int:
     if given.part == "checks":
         result["failures"] = [failure for check in CHECKS for failure in check(device)]
         print("\n".join(result["failures"]) or "no failures")
-    elif given.part == "psconv":
+    else:
         result["failures"] = gpu_psconv.check(device, batch=8)
         print("\n".join(result["failures"]) or "no failures")
         result["psconv_us"] = {
             f"batch {batch}": gpu_psconv.time_layers(device, batch) for batch in given.batches
         }
-    else:
-        result["deploy_us"] = time_deploy(device, tuple(given.batches))
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     return 1 if result.get("failures") else 0

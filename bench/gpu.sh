@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: builds, then does the named parts, by default all. Each leaves its results and a log in $OUT.
-#   checks   every op, step and deployed network against float64 or the CPU       checks.json
-#   steps    times of optimizer steps, for bench/report.py                        bench.json
-#   deploy   times of deployed networks                                           deploy.json
-#   psconv   errors and times of pre-defined sparse convolution, layer by layer   psconv.json
+#   checks    every op, step and deployed network against float64 or the CPU      checks.json
+#   steps     times of optimizer steps, for bench/report.py                       steps.json
+#   deploy    times of deployed networks, network by network, ditto               deploy-NET.json
+#   autotune  the same against max-autotune and TensorRT; minutes for each case   autotune-NET.json
+#   psconv    errors and times of pre-defined sparse convolution, layer by layer  psconv.json
+# deploy:NET and autotune:NET do one network of vgg19, resnet164, densenet40, resnet50.
 # Needs python3 with torch, triton, pytest and pytest-benchmark; nvcc, cmake and ninja are used where they are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,14 +13,20 @@ out=${OUT:-runs/gpu}
 mkdir -p "$out"
 python3 -m pip install --quiet --no-build-isolation --no-deps --editable . 2>&1 | tee "$out/build.log"
 failed=0  # what fails is known at the end: what was measured all the same is worth having
-for part in ${*:-checks steps deploy psconv}; do
+measure() { # NAME, then arguments of pytest
+  python3 -m pytest "${@:2}" --benchmark-only --benchmark-json "$out/$1.json" 2>&1 | tee "$out/$1.log" || failed=1
+}
+for part in ${*:-checks steps deploy autotune psconv}; do
+  nets=${part#*:}
   case $part in
-    checks | deploy) command=(python3 bench/gpu.py "$part" --out "$out/$part.json") ;;
-    psconv) command=(python3 bench/gpu.py psconv --batches 128 --out "$out/psconv.json") ;;
-    steps) command=(python3 -m pytest bench/test_optim.py bench/test_groups.py bench/test_adamw.py
-                    --benchmark-only --benchmark-json "$out/bench.json") ;;
-    *) echo "gpu.sh: part $part: is none of checks, steps, deploy, psconv" >&2; exit 2 ;;
+    checks) python3 bench/gpu.py checks --out "$out/checks.json" 2>&1 | tee "$out/checks.log" || failed=1 ;;
+    psconv) python3 bench/gpu.py psconv --batches 128 --out "$out/psconv.json" 2>&1 | tee "$out/psconv.log" || failed=1 ;;
+    steps) measure steps bench/test_optim.py bench/test_groups.py bench/test_adamw.py ;;
+    deploy | deploy:* | autotune | autotune:*)
+      test=test_forward && [[ $part == autotune* ]] && test=test_autotuned
+      [[ $part == *:* ]] || nets="vgg19 densenet40 resnet50 resnet164"
+      for net in $nets; do measure "${part%:*}-$net" bench/test_deploy.py -k "$test and $net"; done ;;
+    *) echo "gpu.sh: part $part: is none of checks, steps, deploy, autotune, psconv" >&2; exit 2 ;;
   esac
-  "${command[@]}" 2>&1 | tee "$out/$part.log" || failed=1
 done
 exit $failed

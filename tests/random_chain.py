@@ -125,7 +125,8 @@ class Writer:
         elif kind is Affine:
             fields = {**self._affine(channels), "relu": self._chance(0.5)}
         elif kind is Call:
-            fields = {"function": torch.sin, "arguments": lambda values: (tuple(values), {}), "label": "sin"}
+            plain = {"arguments": lambda values: (tuple(values), {}), "why": ""}
+            fields = {"function": torch.sin, "label": "sin", **plain}
         elif kind is Place:
             fields = {"index": torch.randperm(channels + 3)[:channels], "fill": self._numbers(channels + 3)}
             channels += 3

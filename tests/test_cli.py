@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import TinyNet, slimfast, write_recipe
+from command_line import answers, fails, saved_network
+from tiny_run import slimfast, write_recipe
 from torch import nn
 
 from slimfast import load, save
 from slimfast.cli import main
-from slimfast.packed import Deployed
 from slimfast.train import count_zeros
 
 COMMANDS = ["run", "train", "finetune", "prune", "deploy", "bench", "report"]
@@ -40,34 +40,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, str]:
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved network for 3x32x32 with 5 scales at zero."""
-    torch.manual_seed(0)
-    model = TinyNet(num_classes=10, in_channels=3)
-    with torch.no_grad():
-        model.bn1.weight[:2] = 0
-        model.bn2.weight[:3] = 0
-    path = tmp_path_factory.mktemp("network") / "net.safetensors"
-    save(model, path)
-    return path
-
-
-def fails(capsys: pytest.CaptureFixture[str], code: int, *arguments: object) -> str:
-    """What stderr says, which must be one line."""
-    try:
-        found = main([str(argument) for argument in arguments])
-    except SystemExit as exit:
-        found = exit.code
-    out, err = capsys.readouterr()
-    assert (found, out) == (code, "")
-    assert err.endswith("\n")
-    assert err.count("\n") == 1, err
-    return err
-
-
-def answers(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
-    """What stdout holds, which must be JSON."""
-    assert main([*map(str, arguments), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+    return saved_network(tmp_path_factory.mktemp("network"))
 
 
 def in_a_process(code: int, *arguments: object) -> str:
@@ -255,25 +228,6 @@ def test_the_input_is_guessed_and_said(
     assert capsys.readouterr().err == "assuming --input 1x3x32x32\n"
 
 
-def test_deploy_and_bench(network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fast = tmp_path / "fast.safetensors"
-    shape = ("--input", "1x3x16x16")
-    assert answers(capsys, "deploy", network, "--out", fast, "--device", "cpu", *shape)["out"] == str(fast)
-    assert isinstance(load(fast), Deployed)
-    found = answers(capsys, "bench", network, "--batch", 2, *shape)
-    assert {name: len(times) for name, times in found["latency"].items()} == {"original": 30, "deployed": 30}
-    assert found["original_ms"] > 0 < found["deployed_ms"]
-    assert list(answers(capsys, "bench", fast, "--batch", 2, *shape)["latency"]) == ["deployed"]
-    assert main(["bench", str(network), "--batch", "2", *shape]) == 0
-    assert "median" in capsys.readouterr().out
-    assert "deployed already" in fails(capsys, 1, "deploy", fast, *shape)
-
-
-def test_deploy_names_its_own_file(network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    copy = shutil.copy(network, tmp_path / "net.safetensors")
-    assert answers(capsys, "deploy", copy)["out"] == str(tmp_path / "net.deployed.safetensors")
-
-
 def test_report_again(finished: tuple[Path, Any, str], capsys: pytest.CaptureFixture[str]) -> None:
     page = finished[0] / "report.html"
     page.unlink()
@@ -294,6 +248,7 @@ def test_report_again(finished: tuple[Path, Any, str], capsys: pytest.CaptureFix
         (["prune", "x", "--out", "y", "--params", ".5", "--macs", "1"], "not allowed with"),
         (["bench", "x", "--batch", "0"], "'0': an integer of at least 1 is accepted"),
         (["bench", "x", "--input", "3x32x32"], "four sizes as in 1x3x32x32"),
+        (["deploy", "x", "--format", "jit"], "invalid choice: 'jit'"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
         ([], "the following arguments are required: COMMAND"),
         (["train", "no.toml", "--out", "x"], "no.toml: cannot be read: No such file"),

@@ -67,7 +67,7 @@ def test_ddp(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     assert all(20 < share < 80 for share in zeros)
 
 
-@pytest.mark.parametrize(("guide", "least"), [("optimizer", 20), ("pruning", 15)])
+@pytest.mark.parametrize(("guide", "least"), [("optimizer", 20), ("pruning", 15), ("deploy", 12)])
 def test_the_guides_are_sessions(guide: str, least: int) -> None:
     failed, tried = doctest.testfile(str(DOCS / f"{guide}.md"), module_relative=False)
     assert tried > least

@@ -228,7 +228,7 @@ def test_no_zeros_behind_a_sum_or_groups(width: int, in_place: int) -> None:
 def test_numbers_of_another_type_are_not_copied_in() -> None:
     call = {"function": lambda x: torch.complex(x, x), "label": "complex"}
     real = {"function": torch.real, "label": "real"}
-    unchanged = {"arguments": lambda values: (tuple(values), {})}
+    unchanged = {"arguments": lambda values: (tuple(values), {}), "why": ""}
     ops = (
         Conv(name="a", inputs=("x",), weight=torch.ones(8, INPUTS, 1, 1, dtype=torch.float64)),
         Call(name="b", inputs=("x",), **call, **unchanged),

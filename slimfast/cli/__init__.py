@@ -26,20 +26,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _call(given: Namespace) -> int:
     from safetensors import SafetensorError
-    from torch import OutOfMemoryError
 
     from slimfast import GraphError
     from slimfast.cli import commands
+    from slimfast.packed import is_out_of_memory
     from slimfast.train.errors import RunError, UsageError
 
     try:
         commands.COMMANDS[given.command](given)
     except UsageError as error:
         return _fail(str(error), 2)
-    except OutOfMemoryError as error:
-        return _fail(f"out of GPU memory: try a smaller batch ({_first_line(error)})", 1)
     except (RunError, GraphError, ValueError, OSError, SafetensorError) as error:
         return _fail(_first_line(error), 1)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail(f"out of memory: {_first_line(error)}", 1)
     return 0
 
 

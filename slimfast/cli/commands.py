@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import slimfast
 from slimfast import report
 from slimfast.cli import psconv, show
 from slimfast.cli.example import example_input
-from slimfast.packed import Deployed
+from slimfast.packed import EXPORTS, Deployed, profile, why_no_compiler
+from slimfast.packed.out_of_memory import needs_memory
 from slimfast.train import Display, Recipe, finetune, load_recipe, prepare, run_all, train
 from slimfast.train.recipe import choose_device
-from slimfast.train.timing import Timed, in_faster_format, interleaved
+from slimfast.train.timing import Timed, compiled, in_faster_format, interleaved
 
 
 def _run(given: Namespace) -> None:
@@ -52,33 +53,58 @@ def _prune(given: Namespace) -> None:
 
 
 def _deploy(given: Namespace) -> None:
-    device = choose_device(given.device)
-    out = given.out or given.file.with_suffix(f".deployed{given.file.suffix}")
-    model = _network(given.file).to(device)
-    deployed = slimfast.deploy(
-        model, example_input(model, given.file, given.input).to(device), dtype=getattr(torch, given.dtype)
-    )
-    slimfast.save(deployed, out)
-    _print(given, {"out": str(out), "dtype": given.dtype, "device": str(device)}, lambda: print(out))
+    device, form = choose_device(given.device), given.format
+    suffix = f".{form}" if form in EXPORTS else f".deployed{given.file.suffix}"
+    out = given.out or given.file.with_suffix(suffix)
+    model = _network(given.file)
+    example = example_input(model, given.file, given.input).to(device)
+    dtype = getattr(torch, given.dtype)
+    deployed = slimfast.deploy(model.to(device), example, dtype=dtype, explain=given.explain)
+    if form in EXPORTS:
+        with Display().working(f"making {out}"):
+            EXPORTS[form](deployed, example, out)
+    else:
+        slimfast.save(deployed, out)
+    answer = {"out": str(out), "format": form, "dtype": given.dtype, "device": str(device)}
+    explanation = deployed.explanation
+    answer |= {} if explanation is None else {"explanation": explanation.to_dict()}
+    _print(given, answer, lambda: print(*filter(None, [explanation, out]), sep="\n"))
 
 
 def _bench(given: Namespace) -> None:
     device, dtype = choose_device(given.device), getattr(torch, given.dtype)
     model = slimfast.load(given.file)
-    x = example_input(model, given.file, given.input).to(device)[:1].repeat(given.batch, 1, 1, 1)
-    fast = x.contiguous(memory_format=torch.channels_last)
-    answer: dict[str, Any] = {"file": str(given.file), "batch": given.batch, "dtype": given.dtype}
-    answer |= {"device": str(device), "threads": torch.get_num_threads()}
-    timed: dict[str, Timed]
-    if isinstance(model, Deployed):
-        timed = {"deployed": (model.to(device), fast)}
-    else:
-        original, answer["memory_format"] = in_faster_format(model.to(device, dtype), x.to(dtype))
-        timed = {"original": original, "deployed": (slimfast.deploy(model.to(device), x, dtype=dtype), fast)}
-    with Display().working(f"timing {given.file} at batch {given.batch}") as progress:
+    one = example_input(model, given.file, given.input)[:1].to(device)
+    with needs_memory("--batch", (given.batch, *one.shape[1:]), device):
+        x = one.repeat(given.batch, 1, 1, 1)
+    model = model.to(device)
+    deployed = model if isinstance(model, Deployed) else slimfast.deploy(model, one, dtype=dtype)
+    answer: dict[str, Any] = {"file": str(given.file), "batch": given.batch, "device": str(device)}
+    answer |= {"dtype": str(deployed.dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
+    with Display().working(f"timing the ops of {given.file} at batch {given.batch}") as progress:
+        found = profile(deployed, x, progress=progress)
+    answer["profile"] = found.to_dict()
+    timed: dict[str, Timed] = {"deployed": (deployed, x.contiguous(memory_format=torch.channels_last))}
+    if not isinstance(model, Deployed):
+        original, answer["memory_format"] = in_faster_format(model.to(dtype), x.to(dtype))
+        timed = {"original": original, **_compiled(given, model, x.to(dtype)), **timed}
+    with Display().working(f"timing {' and '.join(timed)} in turns") as progress:
         answer["latency"] = interleaved(timed, progress=progress)
     answer |= {f"{name}_ms": statistics.median(values) for name, values in answer["latency"].items()}
-    _print(given, answer, lambda: show.latency(answer))
+    if given.picture is not None:
+        answer["picture"] = str(report.write_ops(found, given.picture))
+    _print(given, answer, lambda: show.bench(answer, found))
+
+
+def _compiled(given: Namespace, model: nn.Module, x: Tensor) -> dict[str, Timed]:
+    """The network under torch.compile, where it is wanted and can be had."""
+    if given.no_compile:
+        return {}
+    if reason := why_no_compiler():
+        Display().say(f"without torch.compile, which {reason}")
+        return {}
+    with Display().working("compiling with torch.compile"):
+        return {"compiled": compiled(model, x)}
 
 
 def _report(given: Namespace) -> None:

@@ -111,9 +111,20 @@ def _add_deploy(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "deploy",
         "turn a saved network into its fast, inference-only form",
         "slimfast deploy pruned.safetensors --out fast.safetensors",
+        "slimfast.load reads the result, without the code of the model. For a process without slimfast there "
+        "are --format onnx, and on CPUs --format pt2, which torch._inductor.aoti_load_package runs.",
     )
     _add_file(command)
     command.add_argument("--out", type=Path, metavar="FILE", help="default: FILE.deployed.safetensors")
+    command.add_argument(
+        "--format",
+        choices=("safetensors", "onnx", "pt2"),
+        default="safetensors",
+        help="of the result; onnx and pt2 take images of one size, in batches of any size",
+    )
+    command.add_argument(
+        "--explain", action="store_true", help="say which op each layer became, and why not a better one"
+    )
     _add_numbers(command)
 
 
@@ -121,11 +132,20 @@ def _add_bench(commands: "argparse._SubParsersAction[_Parser]") -> None:
     command = _add(
         commands,
         "bench",
-        "time a saved network as it is and deployed, taking turns",
-        "slimfast bench pruned.safetensors --batch 128",
+        "show where the time of a saved network goes, op by op, and how it compares",
+        "slimfast bench pruned.safetensors --batch 128 --picture ops.svg",
+        "The network is deployed if it is not. Each op: its time among the others, the bytes of its weights, "
+        "inputs and results, its multiply-adds as 2 FLOPs each, and how near it is to the roofline, the time "
+        "that a copy of as many bytes, or a large product of as many FLOPs, takes here. An op far "
+        "below 100 % has room; one above finds its inputs in a cache. Then whole networks take turns: as "
+        "saved, in its faster memory format, then under torch.compile, and deployed.",
     )
     _add_file(command)
     command.add_argument("--batch", type=_count, default=128, metavar="N", help="pictures per call (128)")
+    command.add_argument(
+        "--no-compile", action="store_true", help="leave torch.compile out, which takes long"
+    )
+    command.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw a bar for every op's time")
     _add_numbers(command)
 
 
@@ -145,11 +165,10 @@ def _add_file(command: argparse.ArgumentParser) -> None:
 
 
 def _add(
-    commands: "argparse._SubParsersAction[_Parser]", name: str, summary: str, example: str
+    commands: "argparse._SubParsersAction[_Parser]", name: str, summary: str, example: str, more: str = ""
 ) -> argparse.ArgumentParser:
-    command = commands.add_parser(
-        name, help=summary, description=f"slimfast {name}: {summary}.", epilog=f"example:  {example}"
-    )
+    description = f"slimfast {name}: {summary}. {more}".strip()
+    command = commands.add_parser(name, help=summary, description=description, epilog=f"example:  {example}")
     command.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
     return command
 

@@ -8,6 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from slimfast.packed import Profile
+
+_OPS_SHOWN = 20  # as many as fit a screen; --json and --picture have them all
+
 
 def summary(found: Mapping[str, Any], page: Path) -> None:
     """What a whole run has come to."""
@@ -45,11 +49,15 @@ def trained(found: Mapping[str, Any]) -> None:
     print(found["network"])
 
 
-def latency(found: Mapping[str, Any]) -> None:
-    """Median and spread of each timed network."""
+def bench(found: Mapping[str, Any], profile: Profile) -> None:
+    """The slowest ops, and median and spread of each timed network."""
+    print(profile.table(_OPS_SHOWN))
     table = Table(title=f"ms at batch {found['batch']}, {found['dtype']}, threads: {found['threads']}")
-    for column in ("network", "median", "fastest", "slowest"):
+    for column in ("network", "median", "fastest", "slowest", "x deployed"):
         table.add_column(column, justify="left" if column == "network" else "right")
     for name, times in found["latency"].items():
-        table.add_row(name, *(f"{f(times):.3f}" for f in (statistics.median, min, max)))
+        ratio = f"{found[f'{name}_ms'] / found['deployed_ms']:.2f}"
+        table.add_row(name, *(f"{f(times):.3f}" for f in (statistics.median, min, max)), ratio)
     Console(highlight=False).print(table)
+    if "picture" in found:
+        print(found["picture"])

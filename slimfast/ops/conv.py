@@ -1,6 +1,7 @@
 """Convolution with what surrounds it in a network: affine and ReLU before; bias, residual, ReLU after."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ SCHEMA = (
 )
 
 
-def reference(
+def formula(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -38,8 +39,13 @@ def reference(
         y = y + (bias if bias.dim() == 4 else bias[:, None, None])
     if residual is not None:
         y = y + residual
-    y = y.relu() if relu else y
-    return torch.empty_like(y, dtype=x.dtype, memory_format=torch.channels_last).copy_(y)
+    return (y.relu() if relu else y).to(x.dtype)
+
+
+def reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    """The formula in a new tensor in torch.channels_last."""
+    y = formula(x, weight, *rest)
+    return torch.empty_like(y, memory_format=torch.channels_last).copy_(y)
 
 
 define(SCHEMA, reference, compiled=False)

@@ -83,6 +83,8 @@ class FusedBlock:
         x: an input as it will come.
     """
 
+    way: ClassVar[str] = "slimfast's block"
+
     def __init__(self, block: Block, x: Tensor) -> None:
         first, second, third = block.convs
         first = widened(first, x.shape[1])

@@ -4,9 +4,9 @@ The exception to the rule that ops write to new memory: `ConvInto` and `CopyInto
 buffer that nobody else writes to, and nobody reads before. Every run has a buffer of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,10 @@ class Buffer(Op):
         shape = (len(x), self.width, *size)
         return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
+    def moved(self, inputs: Sequence[Any], result: Any) -> list[Tensor]:
+        del inputs, result
+        return []
+
     def channels(self, *inputs: Channels) -> Channels:
         self._require_inputs(inputs, 1)
         return self.width
@@ -56,6 +60,12 @@ class ConvInto(Op):
 
     def run(self, *inputs: Tensor) -> Tensor:
         return self._copied(self.conv.run)(*inputs)
+
+    def covers(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def moved(self, inputs: Sequence[Any], result: Any) -> list[Tensor]:
+        return self.conv.moved(inputs[:-1], result)
 
     def channels(self, *inputs: Channels) -> Channels:
         written = self.conv.channels(*inputs[:-1])
@@ -108,6 +118,9 @@ class CopyInto(Op):
             buffer[:, end : self.stop] = 0.0
         return buffer[:, self.start : end].copy_(x)
 
+    def moved(self, inputs: Sequence[Any], result: Any) -> list[Tensor]:
+        return [inputs[0], result]
+
     def channels(self, *inputs: Channels) -> Channels:
         self._require_inputs(inputs, 2)
         _require_room(self, inputs[1], self.stop)
@@ -124,6 +137,10 @@ class View(Op):
 
     def run(self, *inputs: Tensor) -> Tensor:
         return inputs[0][:, self.start : self.stop]
+
+    def moved(self, inputs: Sequence[Any], result: Any) -> list[Tensor]:
+        del inputs, result
+        return []
 
     def channels(self, *inputs: Channels) -> Channels:
         _require_room(self, inputs[0], self.stop)

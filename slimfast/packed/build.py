@@ -5,11 +5,15 @@ from torch import Tensor, nn
 
 from slimfast import graph
 from slimfast.packed.deployed import DTYPES, Deployed
-from slimfast.packed.fuse import fuse
-from slimfast.packed.lower import lower
+from slimfast.packed.explain import explained
+from slimfast.packed.fuse import merged
+from slimfast.packed.lower import lower_calls
+from slimfast.packed.out_of_memory import needs_memory
 
 
-def deploy(model: nn.Module, example_inputs: object, dtype: torch.dtype | None = None) -> Deployed:
+def deploy(
+    model: nn.Module, example_inputs: object, dtype: torch.dtype | None = None, *, explain: bool = False
+) -> Deployed:
     """Makes a model ready for inference: BatchNorm folded, passes over memory merged, images in NHWC.
 
     The model is copied, and the copy is in eval mode. What has no packed op runs as the model wrote it.
@@ -18,6 +22,8 @@ def deploy(model: nn.Module, example_inputs: object, dtype: torch.dtype | None =
         model: with one input, images; pruned or not.
         example_inputs: images [N, C, H, W], or a tuple of them alone; others will do as well later.
         dtype: of the computation: float64, float32, bfloat16 or float16; the model's own if None.
+        explain: the result's `explanation` says which op each module and function call became, why not a
+            better one, and how each op runs for images like the example. Print it.
 
     Returns:
         A callable for images on the model's device.
@@ -25,18 +31,26 @@ def deploy(model: nn.Module, example_inputs: object, dtype: torch.dtype | None =
     Raises:
         ValueError: dtype is not one of these, or example_inputs is not one tensor of rank 4 beside the model.
         slimfast.GraphError: the model cannot be traced, or fails on the example inputs.
+        torch.OutOfMemoryError: there is not enough memory for so many images at a time.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
     own_dtype, device = _kind(model)
     x = _example(example_inputs, device)
-    traced = graph.trace(model, x.to(own_dtype))
+    with needs_memory("example_inputs", x.shape, device):
+        traced = graph.trace(model, x.to(own_dtype))
     for module in traced.modules():
         module.training = False
     with torch.no_grad():
-        program = fuse(lower(traced))
+        lowered, calls = lower_calls(traced)
+        ops = merged(lowered)
+    program = ops.program()
     program.check(x.shape[1])
-    return Deployed(program, x.shape[1], dtype or own_dtype, own_dtype, device)
+    deployed = Deployed(program, x.shape[1], dtype or own_dtype, own_dtype, device)
+    if explain:
+        [(plan, _), *_] = deployed.pieces(x.to(deployed.dtype))
+        deployed.explanation = explained(calls, ops, plan.steps, x.shape, str(device))
+    return deployed
 
 
 def _kind(model: nn.Module) -> tuple[torch.dtype, torch.device]:

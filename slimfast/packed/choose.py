@@ -2,13 +2,27 @@
 
 import statistics
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
 Run = Callable[..., Tensor]
 _WARM_UP, _ROUNDS = 3, 9
+_choices: ContextVar[list[dict[str, float]]] = ContextVar("choices")
+
+
+@contextmanager
+def watched() -> Iterator[list[dict[str, float]]]:
+    """A list of the choices made meanwhile: seconds of each candidate that was right, by name."""
+    found: list[dict[str, float]] = []
+    token = _choices.set(found)
+    try:
+        yield found
+    finally:
+        _choices.reset(token)
 
 
 def quickest(
@@ -34,7 +48,9 @@ def quickest(
             taken = seconds(candidates[name], inputs)
             if i >= 0:
                 times[name].append(taken)
-    return candidates[min(right, key=lambda name: statistics.median(times[name]))]
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    _choices.get([]).append(medians)
+    return candidates[min(medians, key=lambda name: medians[name])]
 
 
 def _agrees(name: str, run: Run, inputs: Sequence[Tensor], expected: Tensor) -> bool:

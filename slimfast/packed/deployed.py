@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from slimfast.packed.plan import plan
+from slimfast.packed.explain import Explanation
+from slimfast.packed.out_of_memory import needs_memory
+from slimfast.packed.plan import Plan, pieces, plan
 from slimfast.packed.program import Program
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -27,6 +29,7 @@ class Deployed(nn.Module):
         dtype: of the computation.
         output_dtype: of the result.
         device: where the network is.
+        explanation: what `slimfast.deploy(..., explain=True)` found; None otherwise.
     """
 
     def __init__(
@@ -43,22 +46,46 @@ class Deployed(nn.Module):
         self.dtype = dtype
         self.output_dtype = output_dtype
         self.device = device
+        self.explanation: Explanation | None = None
         self._plans: dict[torch.Size, Callable[[Tensor], Any]] = {}
         self.eval()
 
     def forward(self, x: Tensor) -> Any:
         """The model's result for images x [N, C, H, W].
 
+        Under torch.export the program runs by the references of its ops.
+
         Raises:
             TypeError: x is no tensor.
             ValueError: x has another rank, number of channels, dtype or device than the network takes, or
                 requires grad.
+            torch.OutOfMemoryError: there is not enough memory for so many images at a time.
         """
         self._check(x)
-        with torch.no_grad():
-            images = x.to(self.dtype, memory_format=torch.channels_last)
+        if torch.compiler.is_exporting():
+            return self._traced(x)
+        with torch.no_grad(), needs_memory("x", x.shape, self.device):
+            images = self._images(x)
             result = self._plan(images)(images)
             return tree_map_only(Tensor, lambda y: self._fresh(y, x), result)
+
+    @torch.no_grad()
+    def pieces(self, x: Tensor) -> list[tuple[Plan, Tensor]]:
+        """How images x run: plans, each with the images that it runs on at a time. Raises as `forward`."""
+        self._check(x)
+        with needs_memory("x", x.shape, self.device):
+            images = self._images(x)
+            return pieces(self._plan(images), images)
+
+    def _images(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype, memory_format=torch.channels_last)
+
+    def _traced(self, x: Tensor) -> Any:
+        """The result as an exported program shall compute it: by plain torch and slimfast's custom ops."""
+        result = self.program.run(self._images(x))
+        return tree_map_only(
+            Tensor, lambda y: y.to(self.output_dtype) if y.is_floating_point() else y, result
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Deployed":
         like = fn(torch.empty(0, dtype=self.dtype, device=self.device))

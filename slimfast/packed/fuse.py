@@ -6,7 +6,7 @@ Weights are float64 here, so that folding rounds once, at the end.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TypeGuard, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,15 +21,23 @@ O = TypeVar("O", bound=Op)  # noqa: E741 - the type of an op
 
 # Products per output up to which writing one more channel costs less than a pass over memory: a core does
 # tens of multiply-accumulates in the time in which it moves one number.
-_WORTH_A_PASS = 64
+WORTH_A_PASS = 64
 _WORTH_WIDENING = 1.5  # how much wider a sum may be than what is read of it
+
+INTO_WEIGHTS = "folded into its weights"
 
 
 class Ops:
-    """The ops of a program while they are being merged."""
+    """The ops of a program while they are being merged.
+
+    Attributes:
+        parts: for each op what it was made of: names of ops of the program, and how it does their work, ""
+            where it is that op itself.
+    """
 
     def __init__(self, program: Program) -> None:
         self._inputs, self.output = program.inputs, program.output
+        self.parts = {op.name: {op.name: ""} for op in program.ops}
         self._ops = {op.name: op for op in program.ops}
         self._readers: dict[str, list[str]] = {}
         for op in program.ops:
@@ -48,9 +56,13 @@ class Ops:
         """The op that makes the value, None for an argument of the program."""
         return self._ops.get(name)
 
+    def readers(self, name: str) -> list[str]:
+        """The ops that read the value, by name, "" for the caller; one that reads it twice is there twice."""
+        return self._readers.get(name, [])
+
     def only_reader(self, name: str) -> Op | None:
         """The op that reads the value, if one does, once, and it is not the result."""
-        readers = self._readers.get(name, [])
+        readers = self.readers(name)
         return self._ops.get(readers[0]) if len(readers) == 1 else None
 
     def replace(self, op: Op) -> None:
@@ -67,15 +79,34 @@ class Ops:
             name += "_"
         return name
 
-    def insert(self, op: Op, before: str) -> None:
-        """Puts a new op in front of the one with this name."""
-        in_order = [o for old in self._ops.values() for o in ((op, old) if old.name == before else (old,))]
-        self._ops = {other.name: other for other in in_order}
-        for name in op.inputs:
-            self._readers.setdefault(name, []).append(op.name)
+    def widen(self, wide: Op, select: Select, parts: str) -> None:
+        """Puts `wide` in the place of the op with the name of `select`, which picks from it.
 
-    def merge(self, producer: Op, op: Op) -> None:
-        """Puts the op in the place of the one with its name; the producer goes if nobody reads it now."""
+        Args:
+            wide: the op, with a new name.
+            select: what the readers of that op read now.
+            parts: an op whose work `select` does.
+        """
+        old = self._ops[select.name]
+        in_order = [o for other in self._ops.values() for o in ((wide, other) if other is old else (other,))]
+        self._ops = {op.name: op for op in in_order}
+        for name in wide.inputs:
+            self._readers.setdefault(name, []).append(wide.name)
+        self.parts[wide.name] = self.parts[old.name]
+        self.parts[old.name] = dict.fromkeys(self.parts[parts], "picked behind the sum")
+        self.replace(select)
+
+    def merge(self, producer: Op, op: Op, absorbed: Op, how: str) -> None:
+        """Puts the op in the place of the one with its name; the producer goes if nobody reads it now.
+
+        Args:
+            producer: made what the op with this name read.
+            op: does the work of both.
+            absorbed: the one of both that is no op of its own any more.
+            how: the op does the absorbed one's work, for a reader of `parts`.
+        """
+        own = dict.fromkeys(self.parts[absorbed.name], how)
+        self.parts[op.name] = {**self.parts[producer.name], **self.parts[op.name], **own}
         self.replace(op)
         self.drop_unread([producer])
 
@@ -83,7 +114,7 @@ class Ops:
         """Takes out those ops whose values nobody reads, and their producers likewise."""
         for op in ops:
             if op.name in self._ops and not self._readers.get(op.name):
-                del self._ops[op.name]
+                del self._ops[op.name], self.parts[op.name]
                 for name in op.inputs:
                     self._readers[name].remove(op.name)
                 self.drop_unread(p for n in op.inputs if (p := self.producer(n)))
@@ -94,7 +125,12 @@ class Ops:
 
 
 def fuse(program: Program) -> Program:
-    """Every pattern below, in the order in which they enable each other."""
+    """The program after every pattern below."""
+    return merged(program).program()
+
+
+def merged(program: Program) -> Ops:
+    """The ops after every pattern below, in the order in which they enable each other."""
     ops = Ops(program)
     ops.drop_unread(ops.of(Op))
     fold_affine(ops)
@@ -105,7 +141,7 @@ def fuse(program: Program) -> Program:
     fold_shift(ops)
     widen_sums(ops)
     fold_select(ops)
-    return ops.program()
+    return ops
 
 
 def fold_affine(ops: Ops) -> None:
@@ -115,11 +151,12 @@ def fold_affine(ops: Ops) -> None:
         if source is None or ops.only_reader(source.name) is not affine:
             continue
         if isinstance(source, Conv) and len(source.inputs) == 1 and not source.relu:
-            ops.merge(source, replace(_scaled(source, affine), name=affine.name))
+            ops.merge(source, replace(_scaled(source, affine), name=affine.name), affine, INTO_WEIGHTS)
         elif isinstance(source, Affine) and not source.relu:
             scale = source.scale * affine.scale
             shift = source.shift * affine.scale + affine.shift
-            ops.merge(source, replace(affine, inputs=source.inputs, scale=scale, shift=shift))
+            both = replace(affine, inputs=source.inputs, scale=scale, shift=shift)
+            ops.merge(source, both, source, "folded into its scale and shift")
 
 
 def _scaled(conv: Conv, affine: Affine) -> Conv:
@@ -139,8 +176,9 @@ def fold_place(ops: Ops) -> None:
         if not isinstance(conv, Conv) or not _can_add(conv) or ops.only_reader(conv.name) is not place:
             continue
         plain = conv.groups == 1 and not isinstance(conv, PSConv) and len(conv.weight) == len(place.index)
-        if plain and conv.weight[0].numel() <= _WORTH_A_PASS:
-            ops.merge(conv, replace(_placed(conv, place.index, place.fill), name=place.name))
+        if plain and conv.weight[0].numel() <= WORTH_A_PASS:
+            wide = replace(_placed(conv, place.index, place.fill), name=place.name)
+            ops.merge(conv, wide, place, "its constant channels are written, too")
 
 
 def _placed(conv: Conv, index: Tensor, fill: Tensor) -> Conv:
@@ -163,7 +201,7 @@ def merge_relu(ops: Ops) -> None:
             and not source.relu
             and ops.only_reader(source.name) is relu
         ):
-            ops.merge(source, replace(source, name=relu.name, relu=True))
+            ops.merge(source, replace(source, name=relu.name, relu=True), relu, "applied to its result")
 
 
 def merge_add(ops: Ops) -> None:
@@ -176,7 +214,8 @@ def merge_add(ops: Ops) -> None:
             conv = max(able, key=lambda conv: order[conv.name])
             [residual] = [name for name in add.inputs if name != conv.name]
             inputs = (conv.inputs[0], residual)
-            ops.merge(conv, replace(conv, name=add.name, inputs=inputs, relu=add.relu))
+            summed = replace(conv, name=add.name, inputs=inputs, relu=add.relu)
+            ops.merge(conv, summed, add, "added to its result")
 
 
 def _can_add(conv: Conv) -> bool:
@@ -194,7 +233,8 @@ def fold_prologue(ops: Ops) -> None:
             and reader.inputs[0] == affine.name
         ):
             inputs = (affine.inputs[0], *reader.inputs[1:])
-            ops.merge(affine, replace(reader, inputs=inputs, scale=affine.scale, shift=affine.shift))
+            conv = replace(reader, inputs=inputs, scale=affine.scale, shift=affine.shift)
+            ops.merge(affine, conv, affine, "applied to what it reads")
 
 
 def fold_shift(ops: Ops) -> None:
@@ -214,7 +254,8 @@ def fold_shift(ops: Ops) -> None:
             border = contribution[:, None] if border is None else border + contribution[:, None]
         weight = conv.weight * affine.scale[:, None, None]
         inputs = (affine.inputs[0], *conv.inputs[1:])
-        ops.merge(affine, replace(conv, inputs=inputs, weight=weight, bias=bias, border=border))
+        folded = replace(conv, inputs=inputs, weight=weight, bias=bias, border=border)
+        ops.merge(affine, folded, affine, INTO_WEIGHTS)
 
 
 def widen_sums(ops: Ops) -> None:
@@ -227,33 +268,38 @@ def widen_sums(ops: Ops) -> None:
         select = ops.producer(conv.inputs[-1])
         if len(conv.inputs) < 2 or not isinstance(select, Select) or isinstance(conv, PSConv):
             continue
-        wide = ops.producer(select.inputs[0])
+        wide, index = ops.producer(select.inputs[0]), select.index
         if isinstance(wide, Select):
-            select = replace(select, inputs=wide.inputs, index=wide.index[select.index])
-            wide = ops.producer(select.inputs[0])
-        if not isinstance(wide, Conv):
+            index = wide.index[index]
+            wide = ops.producer(wide.inputs[0])
+        if not isinstance(wide, Conv) or conv.groups > 1:
             continue
-        count, added = len(wide.weight), len(wide.weight) - len(select.index)
-        cheap = added * conv.weight[0].numel() <= _WORTH_A_PASS * len(select.index)
-        if conv.groups == 1 and cheap and count <= _WORTH_WIDENING * len(select.index):
-            placed = _placed(conv, select.index, conv.weight.new_zeros(count))
+        count, added = len(wide.weight), len(wide.weight) - len(index)
+        cheap = added * conv.weight[0].numel() <= WORTH_A_PASS * len(index)
+        if cheap and count <= _WORTH_WIDENING * len(index):
             name, inputs = ops.free_name(f"{conv.name}_wide"), (conv.inputs[0], wide.name)
-            ops.insert(replace(placed, name=name, inputs=inputs), before=conv.name)
-            ops.replace(Select(name=conv.name, inputs=(name,), index=select.index))
+            placed = _placed(conv, index, conv.weight.new_zeros(count))
+            picked = Select(name=conv.name, inputs=(name,), index=index)
+            ops.widen(replace(placed, name=name, inputs=inputs), picked, select.name)
     ops.drop_unread(ops.of(Select))
 
 
 def fold_select(ops: Ops) -> None:
     """select -> conv: the convolution picks the channels itself, whoever else reads them."""
     for name in [conv.name for conv in ops.of(Conv) if conv.groups == 1]:
-        while isinstance(conv := ops.producer(name), Conv) and _selects(
-            select := ops.producer(conv.inputs[0])
-        ):
-            inputs = (select.inputs[0], *conv.inputs[1:])
-            index = select.index if conv.index is None else select.index[conv.index]
-            ops.merge(select, replace(conv, inputs=inputs, index=index))
+        while _pick(ops, name):
+            pass
 
 
-def _selects(op: Op | None) -> TypeGuard[Select]:
-    """Whether each channel is there at most once, so that weights of all channels can be made."""
-    return isinstance(op, Select) and op.index.unique().numel() == op.index.numel()
+def _pick(ops: Ops, name: str) -> bool:
+    """Lets the convolution pick its channels, if a select makes its input that repeats none of them."""
+    conv = ops.producer(name)
+    select = None if conv is None else ops.producer(conv.inputs[0])
+    if not isinstance(conv, Conv) or not isinstance(select, Select):
+        return False
+    if select.index.unique().numel() < select.index.numel():
+        return False
+    index = select.index if conv.index is None else select.index[conv.index]
+    picking = replace(conv, inputs=(select.inputs[0], *conv.inputs[1:]), index=index)
+    ops.merge(select, picking, select, "picked as it reads")
+    return True

@@ -1,7 +1,7 @@
 """Convolutions on GPUs, by our kernel or by the library: what one image shape decides is decided once."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ class FusedConv:
         x: an input as it will come.
         vectors: int32, which vectors of 8 channels are loaded; all channels without it.
     """
+
+    way: ClassVar[str] = "slimfast's convolution"
 
     def __init__(self, op: Conv, x: Tensor, vectors: Tensor | None = None) -> None:
         op = widened(op, x.shape[1])
@@ -70,6 +72,8 @@ def live_vectors(op: Conv, count: int) -> Tensor | None:
 
 class LibraryConv:
     """The same through torch's own convolution, whose bias, sum and ReLU are kernels of their own."""
+
+    way: ClassVar[str] = "torch's convolution"
 
     def __init__(self, op: Conv, x: Tensor) -> None:
         self._op = op = widened(op, x.shape[1])

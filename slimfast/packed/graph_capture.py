@@ -18,15 +18,22 @@ def capture(run: Callable[[Tensor], Any], images: Tensor) -> Callable[[Tensor], 
         images: on a CUDA device.
     """
     try:
-        return _Graph(run, images)
+        return Graph(run, images)
     except RuntimeError as error:  # a synchronisation or a library call that capture forbids
         reason = str(error).splitlines()[0]
         warnings.warn(f"deployed without a CUDA graph, so slower at small batches: {reason}", stacklevel=2)
         return run
 
 
-class _Graph:
+class Graph:
+    """A captured `run`; arguments as for `capture`.
+
+    Attributes:
+        run: what was captured. It holds the weights that the graph reads.
+    """
+
     def __init__(self, run: Callable[[Tensor], Any], images: Tensor) -> None:
+        self.run = run
         self._images = images.clone(memory_format=torch.channels_last)
         self._graph = torch.cuda.CUDAGraph()
         self._lock = threading.Lock()

@@ -3,7 +3,7 @@
 import inspect
 import operator
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -11,7 +11,22 @@ from torch import Tensor, fx, nn
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Call, Constant, packed
 from slimfast.packed.program import Program
-from slimfast.packed.rules import FUNCTIONS, MODULES, Alias, Rule
+from slimfast.packed.rules import FUNCTIONS, MODULES, Alias, Lowered, NoOp, Rule
+
+
+@dataclass(frozen=True)
+class LoweredCall:
+    """One call of the model and the ops it became.
+
+    Attributes:
+        name: of the module, or of the graph's node.
+        what: the module's class, or the function's name.
+        ops: their names, none where the call does nothing in eval mode.
+    """
+
+    name: str
+    what: str
+    ops: tuple[str, ...]
 
 
 def lower(traced: fx.GraphModule) -> Program:
@@ -20,24 +35,48 @@ def lower(traced: fx.GraphModule) -> Program:
     Args:
         traced: from slimfast.graph.trace, in eval mode: each tensor's node has its sizes in meta["shape"].
     """
+    return lower_calls(traced)[0]
+
+
+def lower_calls(traced: fx.GraphModule) -> tuple[Program, tuple[LoweredCall, ...]]:
+    """As `lower`, and what each call became, in order."""
     modules = dict(traced.named_modules(remove_duplicate=False))
     names: dict[str, str] = {}  # of a node -> of the value it stands for
     inputs: list[str] = []
     ops: list[Op] = []
     taken = {node.name for node in traced.graph.nodes}
+    calls: list[LoweredCall] = []
     for node in traced.graph.nodes:
         names[node.name] = node.name
         if node.op == "placeholder":
             inputs.append(node.name)
             continue
         lowered = _lower_node(node, traced, modules)
+        made: Sequence[Op] = () if isinstance(lowered, Alias) else lowered
         if isinstance(lowered, Alias):
             names[node.name] = names[lowered.name]
-            continue
-        lowered = _distinct(lowered, taken)
-        taken.update(op.name for op in lowered)
-        ops += [replace(op, inputs=tuple(names.get(name, name) for name in op.inputs)) for op in lowered]
-    return Program(tuple(inputs), tuple(ops), names["output"])
+        made = _distinct(made, taken)
+        taken.update(op.name for op in made)
+        if made or node.op != "output":
+            calls.append(LoweredCall(_name(node, calls), _what(node, modules), tuple(op.name for op in made)))
+        ops += [replace(op, inputs=tuple(names.get(name, name) for name in op.inputs)) for op in made]
+    return Program(tuple(inputs), tuple(ops), names["output"]), tuple(calls)
+
+
+def _name(node: fx.Node, before: Sequence[LoweredCall]) -> str:
+    """The module's name, and which call of it where it is not the first; else the node's."""
+    if node.op != "call_module":
+        return node.name
+    times = 1 + sum(call.name.partition(" ")[0] == node.target for call in before)
+    return f"{node.target}" if times == 1 else f"{node.target} (call {times})"
+
+
+def _what(node: fx.Node, modules: dict[str, nn.Module]) -> str:
+    if node.op == "call_module":
+        return type(modules[str(node.target)]).__name__
+    if node.op in ("get_attr", "output"):
+        return {"get_attr": "a tensor of the model", "output": "the result"}[node.op]
+    return _function_name(node)
 
 
 def _distinct(ops: Sequence[Op], taken: Collection[str]) -> Sequence[Op]:
@@ -59,17 +98,32 @@ def _lower_node(node: fx.Node, traced: fx.GraphModule, modules: dict[str, nn.Mod
         return _constant(node, operator.attrgetter(str(node.target))(traced))
     if node.op == "output":
         [result] = node.args
-        return Alias(result.name) if isinstance(result, fx.Node) else _call(node, _identity, "tuple")
+        if isinstance(result, fx.Node):
+            return Alias(result.name)
+        return _call(node, _identity, "tuple", NoOp("the result is not one tensor"))
     if node.op == "call_module":
         module = modules[str(node.target)]
-        rule = MODULES.get(type(module)) if _does_what_its_type_says(module) else None
-        lowered = rule(node, module) if rule is not None and len(node.args) == 1 else None
-        return lowered or _call(node, module, f"{type(module).__name__} {node.target}")
-    function = FUNCTIONS.get(node.target)
-    lowered = (
-        function(node, *node.args, **node.kwargs) if function is not None and _takes(function, node) else None
-    )
-    return lowered or _call(node, _function(node), getattr(node.target, "__name__", str(node.target)))
+        lowered = _lower_module(node, module)
+        label = f"{type(module).__name__} {node.target}"
+        return _call(node, module, label, lowered) if isinstance(lowered, NoOp) else lowered
+    function, label = FUNCTIONS.get(node.target), _function_name(node)
+    if function is None:
+        return _call(node, _function(node), label, NoOp(f"slimfast has no packed op for {label}"))
+    if not _takes(function, node):
+        return _call(node, _function(node), label, NoOp("it is called with arguments that the op has not"))
+    lowered = function(node, *node.args, **node.kwargs)
+    return _call(node, _function(node), label, lowered) if isinstance(lowered, NoOp) else lowered
+
+
+def _lower_module(node: fx.Node, module: nn.Module) -> Lowered:
+    rule = MODULES.get(type(module))
+    if rule is None:
+        return NoOp(f"slimfast has no packed op for {type(module).__name__}")
+    if module._forward_hooks or module._forward_pre_hooks:
+        return NoOp("it has hooks")
+    if len(node.args) != 1:
+        return NoOp("its input is not given by position")
+    return rule(node, module)
 
 
 def _takes(rule: Rule, node: fx.Node) -> bool:
@@ -81,17 +135,17 @@ def _takes(rule: Rule, node: fx.Node) -> bool:
     return True
 
 
-def _does_what_its_type_says(module: nn.Module) -> bool:
-    return not (module._forward_hooks or module._forward_pre_hooks)
+def _function_name(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def _constant(node: fx.Node, value: object) -> Sequence[Op]:
     if isinstance(value, Tensor):
         return [Constant(name=node.name, inputs=(), tensor=packed(value.detach(), value.dtype))]
-    return _call(node, lambda: value, str(node.target))
+    return _call(node, lambda: value, str(node.target), NoOp("it is no tensor"))
 
 
-def _call(node: fx.Node, function: Callable[..., Any], label: str) -> Sequence[Op]:
+def _call(node: fx.Node, function: Callable[..., Any], label: str, reason: NoOp) -> Sequence[Op]:
     sources = node.all_input_nodes
 
     def arguments(values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -100,7 +154,16 @@ def _call(node: fx.Node, function: Callable[..., Any], label: str) -> Sequence[O
         return tuple(args), dict(kwargs)
 
     inputs = tuple(source.name for source in sources)
-    return [Call(name=node.name, inputs=inputs, function=function, arguments=arguments, label=label)]
+    return [
+        Call(
+            name=node.name,
+            inputs=inputs,
+            function=function,
+            arguments=arguments,
+            label=label,
+            why=reason.why,
+        )
+    ]
 
 
 def _function(node: fx.Node) -> Callable[..., Any]:

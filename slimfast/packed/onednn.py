@@ -3,6 +3,8 @@
 These are the operators that torch's own compiler emits (torch/_inductor/mkldnn_lowerings.py).
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,8 @@ class PackedConv:
         x: an input as it will come.
         overwrite: the result may take the residual's memory.
     """
+
+    way: ClassVar[str] = "oneDNN"
 
     def __init__(self, conv: Conv, x: Tensor, overwrite: bool = False) -> None:
         self._index = conv.index

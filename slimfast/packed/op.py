@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 Channels = int | None  # size of dimension 1 of a value; None if it is not known before running
 
@@ -33,6 +34,23 @@ class Op:
     def tensors(self) -> dict[str, Tensor]:
         """Field name -> weights; what a file stores beside the numbers."""
         return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+
+    def inner(self) -> tuple["Op", ...]:
+        """The ops that this one runs as one, in order; none where it is a single op."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        flat = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+        return tuple(part for part in flat if isinstance(part, Op))
+
+    def covers(self) -> tuple[str, ...]:
+        """Names of the ops that this one runs as one, itself the last."""
+        return tuple(dict.fromkeys([*(op.name for op in self.inner()), self.name]))
+
+    def moved(self, inputs: Sequence[Any], result: Any) -> list[Tensor]:
+        """The values that a run on these inputs reads and writes, whose bytes count; none for a view."""
+        both = (list(inputs), result)
+        read, made = ([x for x in tree_leaves(values) if isinstance(x, Tensor)] for values in both)
+        is_view = len(made) == 1 and bool(read) and made[0].data_ptr() == read[0].data_ptr()
+        return [] if is_view else [*read, *made]
 
     def numbers(self) -> dict[str, Any]:
         """Field name -> value of the other fields, where it is not the default."""

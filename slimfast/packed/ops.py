@@ -297,13 +297,15 @@ class Constant(Op):
 class Call(Op):
     """Whatever has no op of its own: a module or function, called as the model calls it, on NCHW tensors.
 
-    `arguments` puts the inputs into their places: it takes their values and returns (args, kwargs).
+    `arguments` puts the inputs into their places: it takes their values and returns (args, kwargs). `why`
+    says what keeps it from being another op.
     """
 
     kind: ClassVar[str] = "call"
     function: Callable[..., Any]
     arguments: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
     label: str
+    why: str
     dtype: torch.dtype = torch.float64
 
     def run(self, *inputs: Any) -> Any:

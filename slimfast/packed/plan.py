@@ -1,6 +1,6 @@
 """Makes a program ready to run: for each op the fastest way known, values forgotten after their last use."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,10 @@ from slimfast.packed import onednn
 from slimfast.packed.arrange import arrange
 from slimfast.packed.blocks import Block, FusedBlock, chain, find_blocks
 from slimfast.packed.buffer import ConvInto
-from slimfast.packed.choose import Run, gpu_seconds, quickest
+from slimfast.packed.choose import Run, gpu_seconds, quickest, watched
 from slimfast.packed.concat import write_in_place
 from slimfast.packed.fused import LibraryConv, fused_ways
-from slimfast.packed.graph_capture import capture
+from slimfast.packed.graph_capture import Graph, capture
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Call, Constant, Conv, Flatten
 from slimfast.packed.program import Program
@@ -61,23 +61,45 @@ def _keeps_images_apart(op: Op) -> bool:
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
+    """One op, ready to run.
+
+    Attributes:
+        op: what is done.
+        run: does it, on the values of the op's inputs.
+        last_used: values that nobody needs afterwards.
+        seconds: that each way took when the fastest was chosen; empty where there was no choice.
+    """
+
+    op: Op
     run: Callable[..., Any]
-    inputs: tuple[str, ...]
-    name: str
     last_used: tuple[str, ...]
+    seconds: Mapping[str, float]
+
+    @property
+    def way(self) -> str:
+        """Name of the way in which the op runs."""
+        if self.seconds:
+            return min(self.seconds, key=lambda name: self.seconds[name])
+        of_torch = isinstance(getattr(self.run, "__self__", None), Op)  # an op's reference
+        return "torch" if of_torch else str(getattr(self.run, "way", type(self.run).__name__))
+
+
+def _run_step(step: Step, inputs: Sequence[Any]) -> Any:
+    return step.run(*inputs)
 
 
 class Plan:
     """Runs a program on whole batches of one shape; arguments as for `plan`.
 
     Attributes:
+        steps: in the order in which they run.
         largest: bytes of the largest value.
     """
 
     def __init__(self, program: Program, images: Tensor) -> None:
         [self._input], self._output = program.inputs, program.output
-        self._steps: list[_Step] = []
+        self.steps: list[Step] = []
         self.largest = images.nbytes
         last = {name: op.name for op in program.ops for name in op.inputs} | {self._output: ""}
         values: dict[str, Any] = {self._input: images}
@@ -85,17 +107,19 @@ class Plan:
             candidates = dict.fromkeys([*op.inputs, op.name])
             unused = tuple(name for name in candidates if last.get(name, op.name) == op.name)
             inputs = [values[name] for name in op.inputs]
-            run = _fastest(op, inputs, overwrite=_is_free(program, op, unused))
+            with watched() as choices:
+                run = _fastest(op, inputs, overwrite=_is_free(program, op, unused))
             values[op.name] = y = run(*inputs)
             self.largest = max(self.largest, y.nbytes if isinstance(y, Tensor) else 0)
-            self._steps.append(_Step(run, op.inputs, op.name, unused))
+            self.steps.append(Step(op, run, unused, choices[-1] if choices else {}))
             for name in unused:
                 del values[name]
 
-    def __call__(self, images: Tensor) -> Any:
+    def __call__(self, images: Tensor, each: Callable[[Step, Sequence[Any]], Any] = _run_step) -> Any:
+        """The result; `each` runs a step on its inputs."""
         values: dict[str, Any] = {self._input: images}
-        for step in self._steps:
-            values[step.name] = step.run(*[values[name] for name in step.inputs])
+        for step in self.steps:
+            values[step.op.name] = each(step, [values[name] for name in step.op.inputs])
             for name in step.last_used:
                 del values[name]
         return values[self._output]
@@ -109,7 +133,20 @@ class Chunks:
         self._plans = {len(chunk): Plan(program, chunk) for chunk in images.split(count)[-2:]}
 
     def __call__(self, images: Tensor) -> Tensor:
-        return torch.cat([self._plans[len(chunk)](chunk) for chunk in images.split(self._count)])
+        return torch.cat([plan(chunk) for plan, chunk in self.pieces(images)])
+
+    def pieces(self, images: Tensor) -> list[tuple[Plan, Tensor]]:
+        """The images that run together, and their plan."""
+        return [(self._plans[len(chunk)], chunk) for chunk in images.split(self._count)]
+
+
+def pieces(ready: Callable[[Tensor], Any], images: Tensor) -> list[tuple[Plan, Tensor]]:
+    """What `plan` returned as plans whose ops can be run one by one, each with its share of the images."""
+    ready = ready.run if isinstance(ready, Graph) else ready
+    if isinstance(ready, Chunks):
+        return ready.pieces(images)
+    assert isinstance(ready, Plan)
+    return [(ready, images)]
 
 
 def _is_free(program: Program, op: Op, unused: Sequence[str]) -> bool:

@@ -83,6 +83,8 @@ class Prepared:
         x: an input as it will come.
     """
 
+    way: ClassVar[str] = "slimfast's sparse convolution"
+
     def __init__(self, op: PSConv, x: Tensor) -> None:
         support = (list(op.out_residue), list(op.in_residue), op.kernel_size, op.kss, op.period, op.boost)
         self._support = (*support, op.stride, op.padding, op.dilation)

@@ -1,6 +1,6 @@
 """Which packed op a call becomes: one line for each operation at the end, and the rule it names.
 
-A rule returns None where its op does not fit the arguments; the call then runs as the model wrote it.
+A rule returns NoOp where its op does not fit the arguments; the call then runs as the model wrote it.
 """
 
 import operator
@@ -46,9 +46,20 @@ class Alias:
     name: str
 
 
-Lowered: TypeAlias = Sequence[Op] | Alias | None
+@dataclass(frozen=True)
+class NoOp:
+    """The call runs as the model wrote it; `why` says what keeps it from being a packed op."""
+
+    why: str
+
+
+Lowered: TypeAlias = Sequence[Op] | Alias | NoOp
 Rule: TypeAlias = Callable[..., Lowered]
 Size: TypeAlias = int | Sequence[int]
+
+_NO_IMAGES = NoOp("its input is not one tensor [N, C, H, W]")
+_NO_CHANNELS = NoOp("its input is not one tensor [N, C, ...]")
+_NO_FLATTEN = NoOp("only [N, ...] to [N, features], at any batch, fits")
 
 
 def _shape(x: object) -> tuple[int, ...]:
@@ -83,8 +94,11 @@ def _padding(conv: nn.Conv2d) -> Pair | None:
 
 def _conv(node: fx.Node, module: nn.Conv2d) -> Lowered:
     x, padding = node.args[0], _padding(module)
-    if not _are_images(x) or padding is None or module.padding_mode != "zeros":
-        return None
+    if not _are_images(x):
+        return _NO_IMAGES
+    if padding is None or module.padding_mode != "zeros":
+        given = f"padding={module.padding!r}, padding_mode={module.padding_mode!r}"
+        return NoOp(f"{given}; only as many zeros on both sides fit")
     assert isinstance(x, fx.Node)
     border = _wide(getattr(module, "border_weight", None))
     source, weight, ops = x.name, module.weight.detach().double(), []
@@ -109,7 +123,7 @@ def _conv(node: fx.Node, module: nn.Conv2d) -> Lowered:
 def _psconv(node: fx.Node, module: PSConv2d) -> Lowered:
     x = node.args[0]
     if not _are_images(x):
-        return None
+        return _NO_IMAGES
     assert isinstance(x, fx.Node)
     return [
         PSConv(
@@ -133,8 +147,10 @@ def _psconv(node: fx.Node, module: PSConv2d) -> Lowered:
 
 def _batch_norm(node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm) -> Lowered:
     x, mean, var = node.args[0], _wide(module.running_mean), _wide(module.running_var)
-    if not _has_channels(x) or mean is None or var is None:
-        return None
+    if not _has_channels(x):
+        return _NO_CHANNELS
+    if mean is None or var is None:
+        return NoOp("it has no running statistics, but uses those of the batch")
     assert isinstance(x, fx.Node)
     scale = (var + module.eps).rsqrt()
     if module.weight is not None:
@@ -148,7 +164,7 @@ def _batch_norm(node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d | nn.Sync
 def _channel_bias(node: fx.Node, module: ChannelBias) -> Lowered:
     x, bias = node.args[0], module.bias.double()
     if not _has_channels(x):
-        return None
+        return _NO_CHANNELS
     assert isinstance(x, fx.Node)
     return [Affine(name=node.name, inputs=(x.name,), scale=torch.ones_like(bias), shift=bias)]
 
@@ -156,7 +172,7 @@ def _channel_bias(node: fx.Node, module: ChannelBias) -> Lowered:
 def _linear(node: fx.Node, module: nn.Linear) -> Lowered:
     x = node.args[0]
     if len(_shape(x)) != 2:
-        return None
+        return NoOp("its input is not one tensor [N, features]")
     assert isinstance(x, fx.Node)
     weight = module.weight.detach().double()
     return [Linear(name=node.name, inputs=(x.name,), weight=weight, bias=_wide(module.bias))]
@@ -165,7 +181,7 @@ def _linear(node: fx.Node, module: nn.Linear) -> Lowered:
 def _select(node: fx.Node, module: ChannelSelect) -> Lowered:
     x = node.args[0]
     if not _has_channels(x):
-        return None
+        return _NO_CHANNELS
     assert isinstance(x, fx.Node)
     return [Select(name=node.name, inputs=(x.name,), index=module.index)]
 
@@ -173,24 +189,26 @@ def _select(node: fx.Node, module: ChannelSelect) -> Lowered:
 def _place(node: fx.Node, module: ChannelPlace) -> Lowered:
     x = node.args[0]
     if not _has_channels(x):
-        return None
+        return _NO_CHANNELS
     assert isinstance(x, fx.Node)
     return [Place(name=node.name, inputs=(x.name,), index=module.index, fill=module.fill.double())]
 
 
 def _relu(node: fx.Node, x: object, inplace: bool = False) -> Lowered:
     del inplace
-    return [Relu(name=node.name, inputs=(x.name,))] if isinstance(x, fx.Node) and _shape(x) else None
+    if not (isinstance(x, fx.Node) and _shape(x)):
+        return NoOp("its input is no tensor with dimensions")
+    return [Relu(name=node.name, inputs=(x.name,))]
 
 
 def _nothing(node: fx.Node, x: object, *args: Any, **kwargs: Any) -> Lowered:
     del node, args, kwargs
-    return Alias(x.name) if isinstance(x, fx.Node) else None
+    return Alias(x.name) if isinstance(x, fx.Node) else NoOp("its input is no value of the network")
 
 
 def _add(node: fx.Node, x: object, other: object, *, alpha: float = 1) -> Lowered:
     if not (_shape(x) and _shape(x) == _shape(other) and alpha == 1):
-        return None
+        return NoOp("only the plain sum of two tensors of the same shape fits")
     assert isinstance(x, fx.Node)
     assert isinstance(other, fx.Node)
     return [Add(name=node.name, inputs=(x.name, other.name))]
@@ -198,14 +216,14 @@ def _add(node: fx.Node, x: object, other: object, *, alpha: float = 1) -> Lowere
 
 def _cat(node: fx.Node, tensors: object, dim: int = 0) -> Lowered:
     if not isinstance(tensors, tuple | list) or not _are_images(*tensors) or dim % 4 != 1:
-        return None
+        return NoOp("only images [N, C, H, W] side by side in dimension 1 fit")
     return [Concat(name=node.name, inputs=tuple(x.name for x in tensors))]
 
 
 def _flatten(node: fx.Node, x: object, start_dim: int = 0, end_dim: int = -1) -> Lowered:
     shape = _shape(x)
     if len(shape) < 2 or start_dim != 1 or end_dim not in (-1, len(shape) - 1):
-        return None
+        return _NO_FLATTEN
     assert isinstance(x, fx.Node)
     return [Flatten(name=node.name, inputs=(x.name,))]
 
@@ -215,15 +233,15 @@ def _view(node: fx.Node, x: object, *sizes: Any) -> Lowered:
     sizes = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
     shape, result = _shape(x), _shape(node)
     if len(sizes) != 2 or len(shape) < 2 or len(result) != 2 or result[0] != shape[0]:
-        return None
+        return _NO_FLATTEN
     if not (isinstance(sizes[0], fx.Node) or (sizes[0] == -1 and isinstance(sizes[1], int))):
-        return None
+        return _NO_FLATTEN
     return _flatten(node, x, 1)
 
 
 def _mean(node: fx.Node, x: object, dim: object = None, keepdim: bool = False) -> Lowered:
     if not _are_images(x) or not isinstance(dim, tuple | list) or {d % 4 for d in dim} != {2, 3}:
-        return None
+        return NoOp("only the mean of images [N, C, H, W] over rows and columns fits")
     assert isinstance(x, fx.Node)
     if keepdim:
         return [Pool(name=node.name, inputs=(x.name,), mean=True)]
@@ -241,8 +259,10 @@ def _max_pool(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Lowered:
-    if not _are_images(x) or return_indices:
-        return None
+    if not _are_images(x):
+        return _NO_IMAGES
+    if return_indices:
+        return NoOp("it returns indices, too")
     assert isinstance(x, fx.Node)
     return [
         Pool(
@@ -268,8 +288,10 @@ def _avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Lowered:
-    if not _are_images(x) or divisor_override is not None:
-        return None
+    if not _are_images(x):
+        return _NO_IMAGES
+    if divisor_override is not None:
+        return NoOp(f"divisor_override is {divisor_override}, only None fits")
     assert isinstance(x, fx.Node)
     return [
         Pool(
@@ -287,7 +309,7 @@ def _avg_pool(
 
 def _global_pool(node: fx.Node, x: object, output_size: object, mean: bool) -> Lowered:
     if not _are_images(x) or output_size not in (1, (1, 1), [1, 1]):
-        return None
+        return NoOp(f"output_size is {output_size}, only 1 pixel of images [N, C, H, W] fits")
     assert isinstance(x, fx.Node)
     return [Pool(name=node.name, inputs=(x.name,), mean=mean)]
 
@@ -295,7 +317,7 @@ def _global_pool(node: fx.Node, x: object, output_size: object, mean: bool) -> L
 def _carrier(node: fx.Node, module: ShapeCarrier) -> Lowered:
     x = node.args[0]
     if not (_shape(x) and module.keeps_size) and not (_are_images(x) and module.output_padding is None):
-        return None
+        return _NO_IMAGES
     assert isinstance(x, fx.Node)
     return [
         Fill(
@@ -340,7 +362,9 @@ MODULES: Mapping[type[nn.Module], Rule] = {
     ),
     nn.AdaptiveAvgPool2d: lambda node, m: _global_pool(node, node.args[0], m.output_size, mean=True),
     nn.AdaptiveMaxPool2d: lambda node, m: (
-        None if m.return_indices else _global_pool(node, node.args[0], m.output_size, mean=False)
+        NoOp("it returns indices, too")
+        if m.return_indices
+        else _global_pool(node, node.args[0], m.output_size, mean=False)
     ),
     ChannelSelect: _select,
     ChannelPlace: _place,

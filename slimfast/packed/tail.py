@@ -30,6 +30,7 @@ class PooledLinear(Op):
     shift: Tensor | None = None
     index: Tensor | None = None
     relu: bool = False
+    merged: tuple[str, ...] = ()  # names of the other ops whose work it does
 
     def run(self, *inputs: Tensor) -> Tensor:
         x = inputs[0] if self.index is None else select(inputs[0], self.index)
@@ -46,6 +47,9 @@ class PooledLinear(Op):
         self._require_vectors(shape[1], "index", "scale", "shift")
         self._require_vectors(shape[0], "bias")
         return shape[0]
+
+    def covers(self) -> tuple[str, ...]:
+        return (*self.merged, self.name)
 
     def separate(self) -> list[Op]:
         """The ops that it stands for."""
@@ -89,7 +93,7 @@ def find_tails(program: Program) -> Program:
         if not isinstance(flatten, Flatten) or not isinstance(pool, Pool):
             continue
         if pool.mean and pool.window is None and len(linear.weight) <= _WIDEST:
-            ops.merge(flatten, _tail(linear, pool, ops))
+            ops.merge(flatten, _tail(linear, pool, flatten, ops), flatten, "part of the tail")
     return ops.program()
 
 
@@ -99,14 +103,21 @@ def _only_read_by(reader: Op, ops: Ops) -> Op | None:
     return maker if maker is not None and ops.only_reader(maker.name) is reader else None
 
 
-def _tail(linear: Linear, pool: Pool, ops: Ops) -> PooledLinear:
+def _tail(linear: Linear, pool: Pool, flatten: Flatten, ops: Ops) -> PooledLinear:
     tail = PooledLinear(
-        name=linear.name, inputs=pool.inputs, weight=linear.weight, bias=linear.bias, relu=linear.relu
+        name=linear.name,
+        inputs=pool.inputs,
+        weight=linear.weight,
+        bias=linear.bias,
+        relu=linear.relu,
+        merged=(pool.name, flatten.name),
     )
     affine = _only_read_by(pool, ops)
     if isinstance(affine, Affine) and affine.relu:
-        tail = replace(tail, inputs=affine.inputs, scale=affine.scale, shift=affine.shift)
+        merged = (affine.name, *tail.merged)
+        tail = replace(tail, inputs=affine.inputs, scale=affine.scale, shift=affine.shift, merged=merged)
     picked = ops.producer(tail.inputs[0])
     if isinstance(picked, Select) and picked.index.unique().numel() == picked.index.numel():
-        tail = replace(tail, inputs=picked.inputs, index=picked.index)
+        merged = (picked.name, *tail.merged)
+        tail = replace(tail, inputs=picked.inputs, index=picked.index, merged=merged)
     return tail
