@@ -28,7 +28,7 @@ def pruned_program(name: str, size: int, dead: float = 0.6) -> tuple[Program, Te
 
 @pytest.mark.parametrize(("name", "size", "count"), [("resnet164", 16, 51), ("resnet50", 32, 13)])
 def test_blocks_of_pruned_networks(name: str, size: int, count: int) -> None:
-    """All but those with a stride, or with a branch that pruning has emptied; the results are the same."""
+    """All, transitions too, but those with a branch that pruning has emptied; the results are the same."""
     program, x = pruned_program(name, size)
     blocks = find_blocks(program, widest=128)
     blocks.check(3)

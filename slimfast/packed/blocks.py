@@ -54,10 +54,11 @@ def _width(conv: Conv) -> int:
 
 
 def _fits(first: Conv, second: Conv, third: Conv) -> bool:
-    """Whether the convolutions are those of a block whose images keep their size."""
+    """Whether the convolutions are those of a block; only the second one may have a stride."""
     convs, sizes = (first, second, third), [(1, 1), (3, 3), (1, 1)]
     shaped = all(tuple(conv.weight.shape[2:]) == size for conv, size in zip(convs, sizes, strict=True))
-    plain = all(c.stride == (1, 1) and c.groups == 1 and c.dilation == (1, 1) for c in convs)
+    strided = first.stride == third.stride == (1, 1) and second.stride in ((1, 1), (2, 2))
+    plain = strided and all(conv.groups == 1 and conv.dilation == (1, 1) for conv in convs)
     padded = [conv.padding for conv in convs] == [(0, 0), (1, 1), (0, 0)]
     inner = first.relu and second.relu and len(first.inputs) == len(second.inputs) == 1
     unread = all(conv.index is None and conv.scale is None for conv in (second, third))
@@ -87,17 +88,19 @@ class FusedBlock:
         first, second, third = block.convs
         first = widened(first, x.shape[1])
         inner = inner_width(max(_width(first), _width(second)))
-        size = x.shape[2:]
+        [stride] = set(second.stride)
+        result = [-(-count // stride) for count in x.shape[2:]]
         self._arguments: dict[str, Any] = {
             "w1": _laid_out(first.weight, inner, x.shape[1]),
             "w2": _laid_out(second.weight, inner, inner),
             "w3": _laid_out(third.weight, _width(third), inner),
             "b1": _extended(first.bias_for(x), inner),
-            "b2": _extended(second.bias_for(x.new_empty(1, _width(first), *size)), inner),
-            "b3": third.bias_for(x.new_empty(1, _width(second), *size)),
+            "b2": _extended(second.bias_for(x.new_empty(1, _width(first), *x.shape[2:])), inner),
+            "b3": third.bias_for(x.new_empty(1, _width(second), *result)),
             "scale": first.scale,
             "shift": first.shift,
             "relu": third.relu,
+            "stride": stride,
         }
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
