@@ -182,6 +182,7 @@ class Tiles:
     BK: int
     BN: int
     num_warps: int
+    maxnreg: int | None = None
     num_stages: int = 2
 
 
@@ -193,13 +194,17 @@ def tiles(images: int, rows: int, columns: int, inner: int, dtype: torch.dtype, 
     """
     large = images * triton.cdiv(rows, 8) * triton.cdiv(columns, 8) >= 132
     channels = (64 if inner <= 32 else 32) // (2 if dtype == torch.float32 else 1)
-    height, width, at_a_time = (8, 8, 128 if stride == 1 else 64) if large else (4, 8, 64)
+    height, width, at_a_time = (8, 8, 128) if large else (4, 8, 64)
+    if stride > 1:
+        at_a_time //= 2
     made_of = ((height - 1) * stride + 3) * ((width - 1) * stride + 3)
     patch = triton.cdiv(made_of, at_a_time) * at_a_time
     if large:
         return Tiles(height, width, patch, at_a_time, channels, channels, num_warps=8)
     read = 16 if dtype == torch.float32 else channels
-    return Tiles(height, width, patch, at_a_time, read, channels, num_warps=4 if inner == 16 else 8)
+    warps = 4 if inner == 16 else 8
+    # Few programs run, so each may have many registers; by itself the assembler stops at 128, and spills.
+    return Tiles(height, width, patch, at_a_time, read, channels, warps, maxnreg=232)
 
 
 def launch(

@@ -106,6 +106,7 @@ def request(
         "arch": arch,
         "num_warps": cut.num_warps,
         "num_stages": cut.num_stages,
+        "maxnreg": cut.maxnreg,
     }
 
 
