@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from slimfast.kernels._images import add_bias, alignment, nhwc, packed, product, wide
+
 PROGRAMS = 528  # at a time, four for each multiprocessor of an H100; each takes every 528th tile
 
 
@@ -75,7 +77,7 @@ def bottleneck_kernel(
         m_m = (top + row < OH) & (left + column < OW)
         pixel = (top + row) * OW + left + column
         z = _second(scratch_ptr, w2_ptr, row * STRIDE, column * STRIDE, K, PRECISION, WIDEN, WIDE)
-        z = _add_bias(z, b2_ptr, pixel, m_m, tl.arange(0, K), tl.arange(0, K) < K, K, MAP_2)
+        z = add_bias(z, b2_ptr, pixel, m_m, tl.arange(0, K), tl.arange(0, K) < K, K, MAP_2)
         z = tl.where(z < 0, 0.0, z).to(x_ptr.dtype.element_ty)
         o_y = (image.to(tl.int64) * OH * OW + pixel) * O
         for n in range(0, O, BN):
@@ -83,8 +85,8 @@ def bottleneck_kernel(
             m_n = o_n < O
             m_y = m_m[:, None] & m_n[None, :]
             b = tl.load(w3_ptr + tl.arange(0, K)[:, None] * O + o_n[None, :], mask=m_n[None, :], other=0.0)
-            y = _product(z, b, tl.zeros((ROWS * COLS, BN), tl.float32), PRECISION, WIDEN)
-            y = _add_bias(y, b3_ptr, pixel, m_m, o_n, m_n, O, MAP_3)
+            y = product(z, b, tl.zeros((ROWS * COLS, BN), tl.float32), PRECISION, WIDEN)
+            y = add_bias(y, b3_ptr, pixel, m_m, o_n, m_n, O, MAP_3)
             if residual_ptr is not None:
                 y += tl.load(residual_ptr + o_y[:, None] + o_n[None, :], mask=m_y, other=0.0).to(tl.float32)
             if RELU:
@@ -126,8 +128,8 @@ def _first(
             shift = tl.load(shift_ptr + o_c, mask=m_c, other=0.0).to(tl.float32)
             z = a.to(tl.float32) * scale[None, :] + shift[None, :]
             a = tl.where(z < 0, 0.0, z).to(a.dtype)
-        acc = _product(a, b, acc, PRECISION, WIDEN)
-    acc = _add_bias(acc, bias_ptr, pixel, inside, o_k, o_k < K, K, IS_MAP)
+        acc = product(a, b, acc, PRECISION, WIDEN)
+    acc = add_bias(acc, bias_ptr, pixel, inside, o_k, o_k < K, K, IS_MAP)
     acc = tl.where(acc < 0, 0.0, acc)
     return tl.where(inside[:, None], acc, 0.0)  # the padding of the second convolution
 
@@ -149,25 +151,7 @@ def _second(
         o_m = (row + tap // 3) * WIDE + column + tap % 3
         a = tl.load(scratch_ptr + o_m[:, None] * K + o_k[None, :])
         b = tl.load(w_ptr + (tap * K + o_k)[:, None] * K + o_k[None, :])
-        acc = _product(a, b, acc, PRECISION, WIDEN)
-    return acc
-
-
-@triton.jit
-def _product(a, b, acc, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
-    if WIDEN:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
-
-
-@triton.jit
-def _add_bias(acc, bias_ptr, pixel, m_m, o_n, m_n, N, IS_MAP: tl.constexpr):
-    if bias_ptr is not None:
-        if IS_MAP:
-            where = pixel[:, None].to(tl.int64) * N + o_n[None, :]
-            acc += tl.load(bias_ptr + where, mask=m_m[:, None] & m_n[None, :], other=0.0).to(tl.float32)
-        else:
-            acc += tl.load(bias_ptr + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+        acc = product(a, b, acc, PRECISION, WIDEN)
     return acc
 
 
@@ -232,65 +216,35 @@ def launch(
     cut = tiles(images, *result, inner, x.dtype, stride)
     programs = min(PROGRAMS, images * triton.cdiv(result[0], cut.ROWS) * triton.cdiv(result[1], cut.COLS))
     scratch = torch.empty(programs, cut.PATCH, inner, dtype=x.dtype, device=x.device)
-    biases = [_wide(b1, inner), _wide(b2, inner), _nhwc(b3)]
+    biases = [wide(b1, inner), wide(b2, inner), nhwc(b3)]
     with torch.cuda.device_of(x):
         bottleneck_kernel[(programs,)](
-            _nhwc(x),
-            _packed(w1, channels, inner),
+            nhwc(x),
+            packed(w1, channels, inner),
             biases[0],
-            _packed(w2, inner, inner),
+            packed(w2, inner, inner),
             biases[1],
-            _packed(w3, inner, outputs),
+            packed(w3, inner, outputs),
             biases[2],
-            _nhwc(scale),
-            _nhwc(shift),
-            _nhwc(residual),
+            nhwc(scale),
+            nhwc(shift),
+            nhwc(residual),
             y,
             scratch,
             images,
             *size,
-            channels // _alignment(channels),
-            outputs // _alignment(outputs),
+            channels // alignment(channels),
+            outputs // alignment(outputs),
             K=inner,
             MAP_1=b1 is not None and b1.dim() == 4,
             MAP_2=b2 is not None and b2.dim() == 4,
             MAP_3=b3 is not None and b3.dim() == 4,
             RELU=relu,
             STRIDE=stride,
-            ALIGN_C=_alignment(channels),
-            ALIGN_O=_alignment(outputs),
+            ALIGN_C=alignment(channels),
+            ALIGN_O=alignment(outputs),
             PRECISION="tf32" if x.is_cuda and torch.backends.cudnn.allow_tf32 else "ieee",
             WIDEN=not x.is_cuda,
             **vars(cut),
         )
     return y
-
-
-def _alignment(channels: int) -> int:
-    return 8 if channels % 8 == 0 else 1
-
-
-def _packed(weight: Tensor, inputs: int, outputs: int) -> Tensor:
-    """[taps, inputs, outputs] of [O, I, rows, columns], widened with zeros; free if it is so already."""
-    missing = (0, 0, 0, 0, 0, inputs - weight.shape[1], 0, outputs - len(weight))
-    if any(missing):
-        weight = torch.nn.functional.pad(weight, missing)
-    return weight.permute(2, 3, 1, 0).contiguous()
-
-
-def _wide(bias: Tensor | None, count: int) -> Tensor | None:
-    """A bias of `count` channels, in the kernel's order."""
-    if bias is None:
-        return None
-    dim = 1 if bias.dim() == 4 else 0
-    missing = count - bias.shape[dim]
-    if missing:
-        bias = torch.nn.functional.pad(bias, (*[0] * (2 * (bias.dim() - 1 - dim)), 0, missing))
-    return _nhwc(bias)
-
-
-def _nhwc(x: Tensor | None) -> Tensor | None:
-    """Dense in the kernel's order; without a copy if it is so already."""
-    if x is None or x.dim() < 4:
-        return x if x is None else x.contiguous()
-    return x.contiguous(memory_format=torch.channels_last)

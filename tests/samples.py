@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import basic_block_truth
 import bottleneck_truth
 import conv_truth
 import group_truth
@@ -185,6 +186,14 @@ OPS = [
         Twice(bottleneck_truth.bottleneck),
         NARROW,
         triton="bottleneck",
+    ),
+    Op(
+        "basic_block",
+        basic_block_truth.CALLS,
+        basic_block_truth.basic_block,
+        Twice(basic_block_truth.basic_block),
+        NARROW,
+        triton="basic_block",
     ),
     Op(
         "prox_adamw_",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from packed_nets import Net, bn, conv
 from pruning_truth import randomise
-from slimfast.kernels import bottleneck as kernels
+from slimfast.kernels._images import packed, wide
 from torch import Tensor, nn
 
 from slimfast import graph, models, prune
@@ -75,9 +75,9 @@ def test_a_block_is_laid_out_once() -> None:
     given = FusedBlock(block, X)._arguments
     inner = len(given["w1"])
     for name, sizes in {"w1": (6, inner), "w2": (inner, inner), "w3": (inner, 6)}.items():
-        assert kernels._packed(given[name], *sizes).data_ptr() == given[name].data_ptr()
+        assert packed(given[name], *sizes).data_ptr() == given[name].data_ptr()
     for name in ("b1", "b2"):
-        assert kernels._wide(given[name], inner).data_ptr() == given[name].data_ptr()
+        assert wide(given[name], inner).data_ptr() == given[name].data_ptr()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Every op is ``torch.ops.slimfast.<op>``; here are the typed functions with the docstrings."""
 
+from slimfast.ops.basic_block import basic_block as basic_block
 from slimfast.ops.bottleneck import bottleneck as bottleneck
 from slimfast.ops.conv import conv as conv
 from slimfast.ops.group_prox import group_prox as group_prox
