@@ -29,6 +29,7 @@ from typing import Any
 
 import basic_block_truth
 import bottleneck_truth
+import conv_chain_truth
 import conv_truth
 import group_truth
 import penalty_truth as penalty
@@ -194,6 +195,14 @@ OPS = [
         Twice(basic_block_truth.basic_block),
         NARROW,
         triton="basic_block",
+    ),
+    Op(
+        "conv_chain",
+        conv_chain_truth.CALLS,
+        conv_chain_truth.conv_chain,
+        Twice(conv_chain_truth.conv_chain),
+        NARROW,
+        triton="conv_chain",
     ),
     Op(
         "prox_adamw_",
