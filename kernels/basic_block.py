@@ -31,6 +31,7 @@ def basic_block_kernel(
     IMAGES,
     H,
     W,
+    TAPS,  # 9, but the assembler must not know: it unrolls the loop, and spills
     C_UNITS,  # C / ALIGN_C
     O_UNITS,  # O / ALIGN_O
     K: tl.constexpr,  # inner channels, a power of two from 16 on
@@ -46,6 +47,7 @@ def basic_block_kernel(
     COLS: tl.constexpr,
     PATCH: tl.constexpr,  # pixels of a tile with its ring, or more: a multiple of BM_1
     BM_1: tl.constexpr,  # of these at a time
+    BM_2: tl.constexpr,  # pixels of a tile at a time
     BK: tl.constexpr,  # channels of x, and of y, at a time
     BN: tl.constexpr,
 ):
@@ -70,22 +72,26 @@ def basic_block_kernel(
             z = tl.where(inside[:, None], z, 0.0)  # the padding of the second convolution
             tl.store(scratch_ptr + o_m[:, None] * K + o_k[None, :], z.to(scratch_ptr.dtype.element_ty))
         tl.debug_barrier()  # other threads read it
-        o_m = tl.arange(0, ROWS * COLS)
-        row, column = o_m // COLS, o_m % COLS
-        m_m = (top + row < OH) & (left + column < OW)
-        pixel = (top + row) * OW + left + column
-        o_y = (image * OH * OW + pixel) * O
-        for n in range(0, O, BN):
-            o_n = n + tl.arange(0, BN)
-            m_n = o_n < O
-            m_y = m_m[:, None] & m_n[None, :]
-            y = _second(scratch_ptr, w2_ptr, row, column, o_n, m_n, O, K, PRECISION, WIDEN, COLS + 2)
-            y = add_bias(y, b2_ptr, pixel, m_m, o_n, m_n, O, MAP_2)
-            if residual_ptr is not None:
-                y += tl.load(residual_ptr + o_y[:, None] + o_n[None, :], mask=m_y, other=0.0).to(tl.float32)
-            if RELU:
-                y = tl.where(y < 0, 0.0, y)
-            tl.store(y_ptr + o_y[:, None] + o_n[None, :], y.to(y_ptr.dtype.element_ty), mask=m_y)
+        for first in range(0, ROWS * COLS, BM_2):
+            o_m = first + tl.arange(0, BM_2)
+            row, column = o_m // COLS, o_m % COLS
+            m_m = (top + row < OH) & (left + column < OW)
+            pixel = (top + row) * OW + left + column
+            o_y = (image * OH * OW + pixel) * O
+            for n in range(0, O, BN):
+                o_n = n + tl.arange(0, BN)
+                m_n = o_n < O
+                m_y = m_m[:, None] & m_n[None, :]
+                y = _second(
+                    scratch_ptr, w2_ptr, row, column, o_n, m_n, O, TAPS, K, PRECISION, WIDEN, COLS + 2
+                )
+                y = add_bias(y, b2_ptr, pixel, m_m, o_n, m_n, O, MAP_2)
+                if residual_ptr is not None:
+                    where = residual_ptr + o_y[:, None] + o_n[None, :]
+                    y += tl.load(where, mask=m_y, other=0.0).to(tl.float32)
+                if RELU:
+                    y = tl.where(y < 0, 0.0, y)
+                tl.store(y_ptr + o_y[:, None] + o_n[None, :], y.to(y_ptr.dtype.element_ty), mask=m_y)
         tl.debug_barrier()  # before the next tile overwrites the scratch
 
 
@@ -138,6 +144,7 @@ def _second(
     o_n,
     m_n,
     O,  # noqa: E741
+    TAPS,
     K: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
@@ -145,7 +152,7 @@ def _second(
 ):
     o_k = tl.arange(0, K)
     acc = tl.zeros((row.shape[0], o_n.shape[0]), tl.float32)
-    for tap in range(9):
+    for tap in range(TAPS):
         o_m = (row + tap // 3) * WIDE + column + tap % 3
         a = tl.load(scratch_ptr + o_m[:, None] * K + o_k[None, :])
         b = tl.load(w_ptr + (tap * K + o_k)[:, None] * O + o_n[None, :], mask=m_n[None, :], other=0.0)
@@ -161,6 +168,7 @@ class Tiles:
     COLS: int
     PATCH: int
     BM_1: int
+    BM_2: int
     BK: int
     BN: int
     num_warps: int
@@ -178,8 +186,8 @@ def tiles(images: int, rows: int, columns: int, inner: int, dtype: torch.dtype) 
     large = images * triton.cdiv(rows, 8) * triton.cdiv(columns, 16) >= 132
     channels = 16 if dtype == torch.float32 else 64 if large else 32
     if large:
-        return Tiles(8, 16, 192, 64, channels, channels, num_warps=8, maxnreg=232)
-    return Tiles(4, 8, 64, 64, channels, channels, num_warps=4, maxnreg=232)
+        return Tiles(8, 16, 192, 64, 64, channels, channels, num_warps=8, maxnreg=232)
+    return Tiles(4, 8, 64, 64, 32, channels, channels, num_warps=4, maxnreg=232)
 
 
 def launch(
@@ -216,6 +224,7 @@ def launch(
             scratch,
             images,
             *size,
+            9,
             channels // alignment(channels),
             outputs // alignment(outputs),
             K=inner,

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from slimfast.kernels._images import add_bias, alignment, nhwc, packed, product, wide
+from torch import Tensor
 
 PROGRAMS = 528  # at a time, four for each multiprocessor of an H100; each takes every 528th tile
 
@@ -34,6 +33,7 @@ def bottleneck_kernel(
     IMAGES,
     H,
     W,
+    TAPS,  # 9, but the assembler must not know: it unrolls the loop, and spills
     C_UNITS,  # C / ALIGN_C
     O_UNITS,  # O / ALIGN_O
     K: tl.constexpr,  # inner channels, a power of two from 16 on
@@ -76,7 +76,7 @@ def bottleneck_kernel(
         row, column = o_m // COLS, o_m % COLS
         m_m = (top + row < OH) & (left + column < OW)
         pixel = (top + row) * OW + left + column
-        z = _second(scratch_ptr, w2_ptr, row * STRIDE, column * STRIDE, K, PRECISION, WIDEN, WIDE)
+        z = _second(scratch_ptr, w2_ptr, row * STRIDE, column * STRIDE, TAPS, K, PRECISION, WIDEN, WIDE)
         z = add_bias(z, b2_ptr, pixel, m_m, tl.arange(0, K), tl.arange(0, K) < K, K, MAP_2)
         z = tl.where(z < 0, 0.0, z).to(x_ptr.dtype.element_ty)
         o_y = (image.to(tl.int64) * OH * OW + pixel) * O
@@ -140,6 +140,7 @@ def _second(
     w_ptr,
     row,
     column,
+    TAPS,
     K: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
@@ -147,7 +148,7 @@ def _second(
 ):
     o_k = tl.arange(0, K)
     acc = tl.zeros((row.shape[0], K), tl.float32)
-    for tap in range(9):
+    for tap in range(TAPS):
         o_m = (row + tap // 3) * WIDE + column + tap % 3
         a = tl.load(scratch_ptr + o_m[:, None] * K + o_k[None, :])
         b = tl.load(w_ptr + (tap * K + o_k)[:, None] * K + o_k[None, :])
@@ -233,6 +234,7 @@ def launch(
             scratch,
             images,
             *size,
+            9,
             channels // alignment(channels),
             outputs // alignment(outputs),
             K=inner,

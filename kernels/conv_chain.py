@@ -165,7 +165,9 @@ def tiles(images: int, channels: Sequence[int], pixels: Sequence[int], dtype: to
     )
 
 
-def launch(x: Tensor, weight: Tensor, bias: Tensor, channels: Sequence[int], pooled: Sequence[bool]) -> Tensor:
+def launch(
+    x: Tensor, weight: Tensor, bias: Tensor, channels: Sequence[int], pooled: Sequence[bool]
+) -> Tensor:
     """The op ``conv_chain``."""
     sizes = [tuple(x.shape[2:])]
     for halve in pooled:

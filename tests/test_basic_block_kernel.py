@@ -17,7 +17,7 @@ POINTERS = [
     *("x_ptr", "w1_ptr", "b1_ptr", "w2_ptr", "b2_ptr", "scale_ptr", "shift_ptr"),
     *("residual_ptr", "y_ptr", "scratch_ptr"),
 ]
-NUMBERS = ["IMAGES", "H", "W", "C_UNITS", "O_UNITS"]
+NUMBERS = ["IMAGES", "H", "W", "TAPS", "C_UNITS", "O_UNITS"]
 POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
 SHARED = {80: 99, 90: 227, 100: 227}  # KiB that every GPU of the architecture has, 8.6 and 8.9 among sm_80
 
@@ -90,7 +90,7 @@ def request(
     cut = kernels.tiles(1000 if large else 1, 32, 32, inner, dtype)
     constants: dict[str, object] = {"K": inner, "RELU": not prologue, "WIDEN": False, "PRECISION": "tf32"}
     constants |= {"MAP_1": False, "MAP_2": prologue, "ALIGN_C": 8, "ALIGN_O": 8, "STRIDE": stride}
-    constants |= {name: getattr(cut, name) for name in ("ROWS", "COLS", "PATCH", "BM_1", "BK", "BN")}
+    constants |= {name: getattr(cut, name) for name in ("ROWS", "COLS", "PATCH", "BM_1", "BM_2", "BK", "BN")}
     if not prologue:
         constants |= {"scale_ptr": None, "shift_ptr": None}
     pointers = [name for name in POINTERS if name not in constants]

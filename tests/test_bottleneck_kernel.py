@@ -17,7 +17,7 @@ POINTERS = [
     *("x_ptr", "w1_ptr", "b1_ptr", "w2_ptr", "b2_ptr", "w3_ptr", "b3_ptr", "scale_ptr", "shift_ptr"),
     *("residual_ptr", "y_ptr", "scratch_ptr"),
 ]
-NUMBERS = ["IMAGES", "H", "W", "C_UNITS", "O_UNITS"]
+NUMBERS = ["IMAGES", "H", "W", "TAPS", "C_UNITS", "O_UNITS"]
 POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
 SHARED = {80: 99, 90: 227, 100: 227}  # KiB that every GPU of the architecture has, 8.6 and 8.9 among sm_80
 

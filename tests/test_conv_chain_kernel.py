@@ -27,7 +27,7 @@ def calls(draw: st.DrawFn) -> tuple[Any, ...]:
     size = draw(st.integers(1, 5)), draw(st.integers(1, 4))
     most = min(size).bit_length() - 1
     pooled = [draw(st.booleans()) for _ in range(layers)]
-    pooled = [halve and before < most for halve, before in zip(pooled, accumulate(pooled, initial=0))]
+    pooled = [halve and so_far <= most for halve, so_far in zip(pooled, accumulate(pooled), strict=True)]
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
     return call(dtype, (draw(st.integers(1, 9)), channels[0], *size), channels[1:], pooled)
 

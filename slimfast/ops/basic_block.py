@@ -34,8 +34,8 @@ define(SCHEMA, reference, compiled=False)
 register_triton("basic_block", "basic_block")
 
 
-# Both weights, as every program reads them: from level-2 cache, at about 100 GB/s for one multiprocessor. More
-# than this takes longer than the launch of a second kernel, about 2 microseconds.
+# Both weights, as every program reads them: from level-2 cache, at about 100 GB/s for one multiprocessor.
+# More than this takes longer than the launch of a second kernel, about 2 microseconds.
 _WEIGHT_BYTES = 192 * 1024
 
 

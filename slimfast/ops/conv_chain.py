@@ -41,8 +41,8 @@ def heaviest() -> int:
     which is the time of 200 KB. The last seven layers of a VGG-19 with 70 % of its channels gone have at most
     74 KB each (128 -> 32 channels), the one before 479 KB (208 -> 128): that stays a kernel of its own. At
     large batches the same bytes come from level-2 cache for each group of 64 pixels: 1024 images of 4x4
-    pixels are 256 groups, at 230 KB in all 59 MB or 11 microseconds, against eight launches. Not yet measured:
-    the run time measures before it uses the kernel.
+    pixels are 256 groups, at 230 KB in all 59 MB or 11 microseconds, against eight launches. Not yet
+    measured: the run time measures before it uses the kernel.
     """
     return 192 * 1024
 

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slimfast.ops.bottleneck import widest
-from slimfast.packed import onednn
-from slimfast.packed.blocks import Block, FusedBlock, chain, find_blocks
-from slimfast.packed.choose import Run, gpu_seconds, quickest
-from slimfast.packed.fused import FusedConv, LibraryConv
+from slimfast.packed import on_gpu, onednn
+from slimfast.packed.blocks import Block
+from slimfast.packed.chains import Chain
+from slimfast.packed.choose import gpu_seconds
 from slimfast.packed.graph_capture import capture
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Call, Constant, Conv, Flatten
@@ -29,8 +28,7 @@ def plan(program: Program, images: Tensor) -> Callable[[Tensor], Any]:
         images: as they will come, in torch.channels_last.
     """
     if images.is_cuda:
-        blocks = find_blocks(program, widest(images.dtype))
-        return capture(Plan(blocks, images), images)
+        return capture(Plan(on_gpu.merge(program, images), images), images)
     count = _chunk(program, images)
     return Plan(program, images) if count >= len(images) else Chunks(program, images, count)
 
@@ -118,27 +116,6 @@ def _fastest(op: Op, inputs: Sequence[Any], overwrite: bool) -> Callable[..., An
         return _fastest(op.dense(), inputs, overwrite)
     if isinstance(op, Conv) and onednn.supports(op, *inputs):
         return onednn.PackedConv(op, inputs[0], overwrite)
-    if isinstance(op, Conv) and inputs[0].is_cuda:
-        return quickest(_ways(op, inputs[0]), inputs, gpu_seconds)
-    if isinstance(op, Block):
-        return _fastest_block(op, inputs)
+    if isinstance(op, Conv | Block | Chain) and inputs[0].is_cuda:
+        return on_gpu.fastest(op, inputs, gpu_seconds)
     return op.run
-
-
-def _ways(conv: Conv, x: Tensor) -> dict[str, Run]:
-    return {"torch's convolution": LibraryConv(conv, x), "slimfast's convolution": FusedConv(conv, x)}
-
-
-def _fastest_block(block: Block, inputs: Sequence[Tensor]) -> Run:
-    """One kernel for the block, or the fastest one for each of its convolutions."""
-    steps: list[Run] = []
-    x, *residual = inputs
-    for conv in block.convs:
-        arguments = [x, *residual] if conv is block.convs[-1] else [x]
-        steps.append(quickest(_ways(conv, x), arguments, gpu_seconds))
-        x = steps[-1](*arguments)
-    ways: dict[str, Run] = {
-        "three convolutions": chain(steps),
-        "slimfast's block": FusedBlock(block, inputs[0]),
-    }
-    return quickest(ways, inputs, gpu_seconds)

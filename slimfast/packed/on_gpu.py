@@ -1,0 +1,73 @@
+"""Ops on GPUs: what one kernel can compute becomes one op; of the ways to run it the fastest is kept."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from slimfast.ops.bottleneck import widest
+from slimfast.packed.basic_blocks import FusedBasicBlock, find_basic_blocks
+from slimfast.packed.blocks import Block, FusedBlock, chain, find_blocks
+from slimfast.packed.chains import Chain, FusedChain, find_chains
+from slimfast.packed.choose import Run, quickest
+from slimfast.packed.flat import FlatConv, is_flat
+from slimfast.packed.fused import FusedConv, LibraryConv
+from slimfast.packed.ops import Conv
+from slimfast.packed.program import Program
+
+Seconds = Callable[[Run, Sequence[Tensor]], float]
+
+
+def merge(program: Program, images: Tensor) -> Program:
+    """The program with what one kernel may compute merged into one op.
+
+    Args:
+        program: of one argument, after `fuse`.
+        images: as they will come.
+    """
+    if images.dtype == torch.float64:  # no tensor cores, no kernels
+        return program
+    program = find_chains(program, images)
+    program = find_blocks(program, widest(images.dtype))
+    return find_basic_blocks(program, images.dtype)
+
+
+def fastest(op: Conv | Block | Chain, inputs: Sequence[Tensor], seconds: Seconds) -> Run:
+    """The fastest way to run the op: one kernel, or the fastest one for each of its steps.
+
+    Args:
+        op: of a merged program.
+        inputs: as they will come.
+        seconds: how long one run takes.
+    """
+    if isinstance(op, Conv):
+        return quickest(ways(op, inputs[0]), inputs, seconds)
+    x, *residual = inputs
+    steps: list[Run] = []
+    parts = op.steps if isinstance(op, Chain) else op.convs
+    for part in parts:
+        arguments = [x, *residual] if part is parts[-1] else [x]
+        steps.append(fastest(part, arguments, seconds) if isinstance(part, Conv) else part.run)
+        x = steps[-1](*arguments)
+    candidates: dict[str, Run] = {"one kernel for each": chain(steps), **_whole(op, inputs[0])}
+    return quickest(candidates, inputs, seconds)
+
+
+def _whole(op: Block | Chain, x: Tensor) -> dict[str, Run]:
+    if isinstance(op, Chain):
+        return {"slimfast's chain": FusedChain(op, x)}
+    if len(op.convs) == 2:
+        return {"slimfast's basic block": FusedBasicBlock(op, x)}
+    return {"slimfast's bottleneck block": FusedBlock(op, x)}
+
+
+def ways(conv: Conv, x: Tensor) -> dict[str, Run]:
+    """The ways to run a convolution, by name; the first one is the library's."""
+    found: dict[str, Run] = {
+        "torch's convolution": LibraryConv(conv, x),
+        "slimfast's convolution": FusedConv(conv, x),
+    }
+    if is_flat(conv, x):
+        found["torch's matrix product"] = FlatConv(conv, x, LibraryConv)
+        found["slimfast's matrix product"] = FlatConv(conv, x, FusedConv)
+    return found
