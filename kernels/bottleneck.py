@@ -180,16 +180,17 @@ def tiles(images: int, rows: int, columns: int, inner: int, dtype: torch.dtype, 
     large = images * triton.cdiv(rows, 8) * triton.cdiv(columns, 8) >= 132
     channels = (64 if inner <= 32 else 32) // (2 if dtype == torch.float32 else 1)
     height, width, at_a_time = (8, 8, 128) if large else (4, 8, 64)
-    if stride > 1:
+    if stride > 1 or (large and inner > 64):
         at_a_time //= 2
     made_of = ((height - 1) * stride + 3) * ((width - 1) * stride + 3)
     patch = triton.cdiv(made_of, at_a_time) * at_a_time
+    # By itself the assembler stops at 128 registers, for the sake of other programs, and spills.
+    limit = None if large and inner < 64 else 232
     if large:
-        return Tiles(height, width, patch, at_a_time, channels, channels, num_warps=8)
+        written = 16 if inner > 64 else channels
+        return Tiles(height, width, patch, at_a_time, channels, written, num_warps=8, maxnreg=limit)
     read = 16 if dtype == torch.float32 else channels
-    warps = 4 if inner == 16 else 8
-    # Few programs run, so each may have many registers; by itself the assembler stops at 128, and spills.
-    return Tiles(height, width, patch, at_a_time, read, channels, warps, maxnreg=232)
+    return Tiles(height, width, patch, at_a_time, read, channels, 4 if inner == 16 else 8, maxnreg=limit)
 
 
 def launch(
