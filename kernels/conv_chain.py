@@ -23,6 +23,7 @@ def conv_chain_kernel(
     y_ptr,  # [N, H, W, O] of the last layer
     scratch_ptr,  # [programs, 2, SCRATCH]
     IMAGES,
+    TAPS,  # 9, but the assembler must not know: it unrolls the loops, and spills
     CHANNELS: tl.constexpr,  # of x and of each layer's result
     HEIGHTS: tl.constexpr,  # likewise, after its pooling if it has one
     WIDTHS: tl.constexpr,
@@ -49,8 +50,8 @@ def conv_chain_kernel(
         if i == LAYERS - 1 and not POOLED[i]:
             made = result
         _layer(
-            *(read, w_ptr, bias_ptr, made, images, CHANNELS[i], CHANNELS[i + 1], HEIGHTS[i], WIDTHS[i]),
-            *(BM[i], BK[i], BN[i], PRECISION, WIDEN),
+            *(read, w_ptr, bias_ptr, made, images, TAPS),
+            *(CHANNELS[i], CHANNELS[i + 1], HEIGHTS[i], WIDTHS[i], BM[i], BK[i], BN[i], PRECISION, WIDEN),
         )
         w_ptr += 9 * CHANNELS[i] * CHANNELS[i + 1]
         bias_ptr += HEIGHTS[i] * WIDTHS[i] * CHANNELS[i + 1]
@@ -72,6 +73,7 @@ def _layer(
     bias_ptr,
     y_ptr,
     images,
+    TAPS,
     C: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
     H: tl.constexpr,
@@ -90,7 +92,7 @@ def _layer(
         o_n = n + tl.arange(0, BN)
         m_n = o_n < O
         acc = tl.zeros((BM, BN), tl.float32)
-        for k in range(0, 9 * C, BK):  # over several taps at a time where channels are few
+        for k in range(0, TAPS * C, BK):  # over several taps at a time where channels are few
             o_k = k + tl.arange(0, BK)
             tap, channel = o_k // C, o_k % C
             down, right = tap // 3 - 1, tap % 3 - 1
@@ -190,6 +192,7 @@ def launch(
             y,
             scratch,
             len(x),
+            9,
             CHANNELS=counts,
             HEIGHTS=tuple(height for height, _ in sizes),
             WIDTHS=tuple(width for _, width in sizes),

@@ -92,6 +92,7 @@ def request(
         "signature": {
             **dict.fromkeys(POINTERS, POINTER[dtype]),
             "IMAGES": "i32",
+            "TAPS": "i32",
             **dict.fromkeys(constants, "constexpr"),
         },
         "constexprs": constants,
