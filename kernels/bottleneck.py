@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from slimfast.kernels._images import add_bias, alignment, nhwc, packed, product, wide
 from torch import Tensor
 
 PROGRAMS = 528  # at a time, four for each multiprocessor of an H100; each takes every 528th tile
@@ -26,12 +27,13 @@ def bottleneck_kernel(
     b3_ptr,
     scale_ptr,  # [C], or None
     shift_ptr,
-    residual_ptr,  # [N, H, W, O], or None
-    y_ptr,  # [N, H, W, O]
-    scratch_ptr,  # [programs, BM_1, K]
+    residual_ptr,  # [N, H', W', O], or None; H' = ceil(H / STRIDE), W' likewise
+    y_ptr,  # [N, H', W', O]
+    scratch_ptr,  # [programs, PATCH, K]
     IMAGES,
     H,
     W,
+    TAPS,  # 9, but the assembler must not know: it unrolls the loop, and spills
     C_UNITS,  # C / ALIGN_C
     O_UNITS,  # O / ALIGN_O
     K: tl.constexpr,  # inner channels, a power of two from 16 on
@@ -39,44 +41,52 @@ def bottleneck_kernel(
     MAP_2: tl.constexpr,
     MAP_3: tl.constexpr,
     RELU: tl.constexpr,
+    STRIDE: tl.constexpr,  # of the second convolution
     ALIGN_C: tl.constexpr,  # of the channels of x, and of y: 8 or 1
     ALIGN_O: tl.constexpr,
     PRECISION: tl.constexpr,  # of products of float32: "tf32" or "ieee"
     WIDEN: tl.constexpr,  # multiply in the type of the sums: the interpreter cannot multiply bfloat16
-    ROWS: tl.constexpr,  # pixels of a tile
+    ROWS: tl.constexpr,  # pixels of y in a tile
     COLS: tl.constexpr,
-    BM_1: tl.constexpr,  # pixels of a tile with its ring, or more
+    PATCH: tl.constexpr,  # pixels that a tile is made of, its ring among them, or more: a multiple of BM_1
+    BM_1: tl.constexpr,  # of these at a time
     BK: tl.constexpr,  # channels of x, and of y, at a time
     BN: tl.constexpr,
 ):
     C, O = C_UNITS * ALIGN_C, O_UNITS * ALIGN_O  # noqa: E741  so the compiler knows that they are multiples
-    down, right = tl.cdiv(H, ROWS), tl.cdiv(W, COLS)
-    scratch_ptr += tl.program_id(0).to(tl.int64) * (BM_1 * K)
+    OH, OW = tl.cdiv(H, STRIDE), tl.cdiv(W, STRIDE)
+    down, right = tl.cdiv(OH, ROWS), tl.cdiv(OW, COLS)
+    WIDE: tl.constexpr = (COLS - 1) * STRIDE + 3  # columns of x that a tile is made of
+    scratch_ptr += tl.program_id(0).to(tl.int64) * (PATCH * K)
     for tile in range(tl.program_id(0), IMAGES * down * right, tl.num_programs(0)):
         image = tile // (down * right)
         top, left = tile // right % down * ROWS, tile % right * COLS
-        z = _first(
-            *(x_ptr, w1_ptr, b1_ptr, scale_ptr, shift_ptr, image, top, left, H, W, C),
-            *(K, MAP_1, PRECISION, WIDEN, COLS, (ROWS + 2) * (COLS + 2), BM_1, BK),
-        )
-        own = tl.arange(0, BM_1)[:, None] * K + tl.arange(0, K)[None, :]
-        tl.store(scratch_ptr + own, z.to(scratch_ptr.dtype.element_ty))
+        for first in range(0, PATCH, BM_1):
+            o_m = first + tl.arange(0, BM_1)
+            h, w = top * STRIDE - 1 + o_m // WIDE, left * STRIDE - 1 + o_m % WIDE
+            inside = (o_m < ((ROWS - 1) * STRIDE + 3) * WIDE) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+            z = _first(
+                *(x_ptr, w1_ptr, b1_ptr, scale_ptr, shift_ptr, image, h * W + w, inside, H * W, C),
+                *(K, MAP_1, PRECISION, WIDEN, BK),
+            )
+            own = o_m[:, None] * K + tl.arange(0, K)[None, :]
+            tl.store(scratch_ptr + own, z.to(scratch_ptr.dtype.element_ty))
         tl.debug_barrier()  # other threads read it
         o_m = tl.arange(0, ROWS * COLS)
         row, column = o_m // COLS, o_m % COLS
-        m_m = (top + row < H) & (left + column < W)
-        pixel = (top + row) * W + left + column
-        z = _second(scratch_ptr, w2_ptr, row, column, K, PRECISION, WIDEN, COLS)
-        z = _add_bias(z, b2_ptr, pixel, m_m, tl.arange(0, K), tl.arange(0, K) < K, K, MAP_2)
+        m_m = (top + row < OH) & (left + column < OW)
+        pixel = (top + row) * OW + left + column
+        z = _second(scratch_ptr, w2_ptr, row * STRIDE, column * STRIDE, TAPS, K, PRECISION, WIDEN, WIDE)
+        z = add_bias(z, b2_ptr, pixel, m_m, tl.arange(0, K), tl.arange(0, K) < K, K, MAP_2)
         z = tl.where(z < 0, 0.0, z).to(x_ptr.dtype.element_ty)
-        o_y = (image.to(tl.int64) * H * W + pixel) * O
+        o_y = (image.to(tl.int64) * OH * OW + pixel) * O
         for n in range(0, O, BN):
             o_n = n + tl.arange(0, BN)
             m_n = o_n < O
             m_y = m_m[:, None] & m_n[None, :]
             b = tl.load(w3_ptr + tl.arange(0, K)[:, None] * O + o_n[None, :], mask=m_n[None, :], other=0.0)
-            y = _product(z, b, tl.zeros((ROWS * COLS, BN), tl.float32), PRECISION, WIDEN)
-            y = _add_bias(y, b3_ptr, pixel, m_m, o_n, m_n, O, MAP_3)
+            y = product(z, b, tl.zeros((ROWS * COLS, BN), tl.float32), PRECISION, WIDEN)
+            y = add_bias(y, b3_ptr, pixel, m_m, o_n, m_n, O, MAP_3)
             if residual_ptr is not None:
                 y += tl.load(residual_ptr + o_y[:, None] + o_n[None, :], mask=m_y, other=0.0).to(tl.float32)
             if RELU:
@@ -93,27 +103,20 @@ def _first(
     scale_ptr,
     shift_ptr,
     image,
-    top,
-    left,
-    H,
-    W,
+    pixel,
+    inside,
+    PIXELS,
     C,
     K: tl.constexpr,
     IS_MAP: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
-    COLS: tl.constexpr,
-    USED: tl.constexpr,
-    BM: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """relu(conv1(relu(scale x + shift)) + bias) of a tile and its ring; 0 outside the image."""
-    o_m = tl.arange(0, BM)
-    h, w = top - 1 + o_m // (COLS + 2), left - 1 + o_m % (COLS + 2)
-    inside = (o_m < USED) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-    o_x = (image.to(tl.int64) * H * W + h * W + w) * C
+    """relu(conv1(relu(scale x + shift)) + bias) of some pixels; 0 outside the image."""
+    o_x = (image.to(tl.int64) * PIXELS + pixel) * C
     o_k = tl.arange(0, K)
-    acc = tl.zeros((BM, K), tl.float32)
+    acc = tl.zeros((pixel.shape[0], K), tl.float32)
     for k in range(0, C, BK):
         o_c = k + tl.arange(0, BK)
         m_c = o_c < C
@@ -125,8 +128,8 @@ def _first(
             shift = tl.load(shift_ptr + o_c, mask=m_c, other=0.0).to(tl.float32)
             z = a.to(tl.float32) * scale[None, :] + shift[None, :]
             a = tl.where(z < 0, 0.0, z).to(a.dtype)
-        acc = _product(a, b, acc, PRECISION, WIDEN)
-    acc = _add_bias(acc, bias_ptr, h * W + w, inside, o_k, o_k < K, K, IS_MAP)
+        acc = product(a, b, acc, PRECISION, WIDEN)
+    acc = add_bias(acc, bias_ptr, pixel, inside, o_k, o_k < K, K, IS_MAP)
     acc = tl.where(acc < 0, 0.0, acc)
     return tl.where(inside[:, None], acc, 0.0)  # the padding of the second convolution
 
@@ -137,64 +140,57 @@ def _second(
     w_ptr,
     row,
     column,
+    TAPS,
     K: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
-    COLS: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     o_k = tl.arange(0, K)
     acc = tl.zeros((row.shape[0], K), tl.float32)
-    for tap in range(9):
-        o_m = (row + tap // 3) * (COLS + 2) + column + tap % 3
+    for tap in range(TAPS):
+        o_m = (row + tap // 3) * WIDE + column + tap % 3
         a = tl.load(scratch_ptr + o_m[:, None] * K + o_k[None, :])
         b = tl.load(w_ptr + (tap * K + o_k)[:, None] * K + o_k[None, :])
-        acc = _product(a, b, acc, PRECISION, WIDEN)
-    return acc
-
-
-@triton.jit
-def _product(a, b, acc, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
-    if WIDEN:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
-
-
-@triton.jit
-def _add_bias(acc, bias_ptr, pixel, m_m, o_n, m_n, N, IS_MAP: tl.constexpr):
-    if bias_ptr is not None:
-        if IS_MAP:
-            where = pixel[:, None].to(tl.int64) * N + o_n[None, :]
-            acc += tl.load(bias_ptr + where, mask=m_m[:, None] & m_n[None, :], other=0.0).to(tl.float32)
-        else:
-            acc += tl.load(bias_ptr + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+        acc = product(a, b, acc, PRECISION, WIDEN)
     return acc
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """How the images are cut: pixels of a tile, channels at a time."""
+    """How the images are cut: pixels of a tile and of what it is made of, channels at a time."""
 
     ROWS: int
     COLS: int
+    PATCH: int
     BM_1: int
     BK: int
     BN: int
     num_warps: int
+    maxnreg: int | None = None
     num_stages: int = 2
 
 
-def tiles(images: int, rows: int, columns: int, inner: int, dtype: torch.dtype) -> Tiles:
-    """The cut for images of this size and `inner` channels.
+def tiles(images: int, rows: int, columns: int, inner: int, dtype: torch.dtype, stride: int = 1) -> Tiles:
+    """The cut for results of this size and `inner` channels.
 
     Small tiles where large ones would leave multiprocessors idle. The limits are those at which no
     configuration spills registers on sm_80, sm_90 or sm_100.
     """
     large = images * triton.cdiv(rows, 8) * triton.cdiv(columns, 8) >= 132
     channels = (64 if inner <= 32 else 32) // (2 if dtype == torch.float32 else 1)
+    height, width, at_a_time = (8, 8, 128) if large else (4, 8, 64)
+    if stride > 1 or (large and inner > 64):
+        at_a_time //= 2
+    made_of = ((height - 1) * stride + 3) * ((width - 1) * stride + 3)
+    patch = triton.cdiv(made_of, at_a_time) * at_a_time
+    # By itself the assembler stops at 128 registers, for the sake of other programs, and spills.
+    limit = None if large and inner < 64 else 232
     if large:
-        return Tiles(8, 8, 128, channels, channels, num_warps=8)
+        written = 16 if inner > 64 else channels
+        return Tiles(height, width, patch, at_a_time, channels, written, num_warps=8, maxnreg=limit)
     read = 16 if dtype == torch.float32 else channels
-    return Tiles(4, 8, 64, read, channels, num_warps=4 if inner == 16 else 8)
+    return Tiles(height, width, patch, at_a_time, read, channels, 4 if inner == 16 else 8, maxnreg=limit)
 
 
 def launch(
@@ -209,76 +205,49 @@ def launch(
     shift: Tensor | None,
     residual: Tensor | None,
     relu: bool,
+    stride: int,
 ) -> Tensor:
     """The op ``bottleneck``."""
     images, channels, *size = x.shape
-    outputs = len(w3)
+    outputs, result = len(w3), [triton.cdiv(count, stride) for count in size]
     inner = max(16, triton.next_power_of_2(max(len(w1), len(w2))))  # of both: pairs would be more kernels
-    shape = (images, outputs, *size)
+    shape = (images, outputs, *result)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if not y.numel():
         return y
-    cut = tiles(images, *size, inner, x.dtype)
-    programs = min(PROGRAMS, images * triton.cdiv(size[0], cut.ROWS) * triton.cdiv(size[1], cut.COLS))
-    scratch = torch.empty(programs, cut.BM_1, inner, dtype=x.dtype, device=x.device)
-    biases = [_wide(b1, inner), _wide(b2, inner), _nhwc(b3)]
+    cut = tiles(images, *result, inner, x.dtype, stride)
+    programs = min(PROGRAMS, images * triton.cdiv(result[0], cut.ROWS) * triton.cdiv(result[1], cut.COLS))
+    scratch = torch.empty(programs, cut.PATCH, inner, dtype=x.dtype, device=x.device)
+    biases = [wide(b1, inner), wide(b2, inner), nhwc(b3)]
     with torch.cuda.device_of(x):
         bottleneck_kernel[(programs,)](
-            _nhwc(x),
-            _packed(w1, channels, inner),
+            nhwc(x),
+            packed(w1, channels, inner),
             biases[0],
-            _packed(w2, inner, inner),
+            packed(w2, inner, inner),
             biases[1],
-            _packed(w3, inner, outputs),
+            packed(w3, inner, outputs),
             biases[2],
-            _nhwc(scale),
-            _nhwc(shift),
-            _nhwc(residual),
+            nhwc(scale),
+            nhwc(shift),
+            nhwc(residual),
             y,
             scratch,
             images,
             *size,
-            channels // _alignment(channels),
-            outputs // _alignment(outputs),
+            9,
+            channels // alignment(channels),
+            outputs // alignment(outputs),
             K=inner,
             MAP_1=b1 is not None and b1.dim() == 4,
             MAP_2=b2 is not None and b2.dim() == 4,
             MAP_3=b3 is not None and b3.dim() == 4,
             RELU=relu,
-            ALIGN_C=_alignment(channels),
-            ALIGN_O=_alignment(outputs),
+            STRIDE=stride,
+            ALIGN_C=alignment(channels),
+            ALIGN_O=alignment(outputs),
             PRECISION="tf32" if x.is_cuda and torch.backends.cudnn.allow_tf32 else "ieee",
             WIDEN=not x.is_cuda,
             **vars(cut),
         )
     return y
-
-
-def _alignment(channels: int) -> int:
-    return 8 if channels % 8 == 0 else 1
-
-
-def _packed(weight: Tensor, inputs: int, outputs: int) -> Tensor:
-    """[taps, inputs, outputs] of [O, I, rows, columns], widened with zeros; free if it is so already."""
-    missing = (0, 0, 0, 0, 0, inputs - weight.shape[1], 0, outputs - len(weight))
-    if any(missing):
-        weight = torch.nn.functional.pad(weight, missing)
-    return weight.permute(2, 3, 1, 0).contiguous()
-
-
-def _wide(bias: Tensor | None, count: int) -> Tensor | None:
-    """A bias of `count` channels, in the kernel's order."""
-    if bias is None:
-        return None
-    dim = 1 if bias.dim() == 4 else 0
-    missing = count - bias.shape[dim]
-    if missing:
-        bias = torch.nn.functional.pad(bias, (*[0] * (2 * (bias.dim() - 1 - dim)), 0, missing))
-    return _nhwc(bias)
-
-
-def _nhwc(x: Tensor | None) -> Tensor | None:
-    """Dense in the kernel's order; without a copy if it is so already."""
-    if x is None or x.dim() < 4:
-        return x if x is None else x.contiguous()
-    return x.contiguous(memory_format=torch.channels_last)

@@ -69,7 +69,10 @@ def _compile(request: dict[str, Any]) -> Compiled:
     source = ASTSource(
         fn=function,
         signature=request["signature"],
-        constexprs=request["constexprs"],
+        constexprs={
+            name: tuple(value) if isinstance(value, list) else value  # as JSON has them
+            for name, value in request["constexprs"].items()
+        },
         attrs={(function.arg_names.index(arg),): [["tt.divisibility", 16]] for arg in request["divisible"]},
     )
     options = {

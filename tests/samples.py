@@ -27,7 +27,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import basic_block_truth
 import bottleneck_truth
+import conv_chain_truth
 import conv_truth
 import group_truth
 import penalty_truth as penalty
@@ -202,6 +204,22 @@ OPS = [
         Twice(bottleneck_truth.bottleneck),
         NARROW,
         triton="bottleneck",
+    ),
+    Op(
+        "basic_block",
+        basic_block_truth.CALLS,
+        basic_block_truth.basic_block,
+        Twice(basic_block_truth.basic_block),
+        NARROW,
+        triton="basic_block",
+    ),
+    Op(
+        "conv_chain",
+        conv_chain_truth.CALLS,
+        conv_chain_truth.conv_chain,
+        Twice(conv_chain_truth.conv_chain),
+        NARROW,
+        triton="conv_chain",
     ),
     Op(
         "prox_adamw_",

@@ -17,7 +17,7 @@ POINTERS = [
     *("x_ptr", "w1_ptr", "b1_ptr", "w2_ptr", "b2_ptr", "w3_ptr", "b3_ptr", "scale_ptr", "shift_ptr"),
     *("residual_ptr", "y_ptr", "scratch_ptr"),
 ]
-NUMBERS = ["IMAGES", "H", "W", "C_UNITS", "O_UNITS"]
+NUMBERS = ["IMAGES", "H", "W", "TAPS", "C_UNITS", "O_UNITS"]
 POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
 SHARED = {80: 99, 90: 227, 100: 227}  # KiB that every GPU of the architecture has, 8.6 and 8.9 among sm_80
 
@@ -34,6 +34,7 @@ def calls(draw: st.DrawFn) -> tuple[Any, ...]:
         prologue=draw(st.booleans()),
         residual=draw(st.booleans()),
         relu=draw(st.booleans()),
+        stride=draw(st.sampled_from([1, 2, 3])),
     )
 
 
@@ -54,14 +55,15 @@ def test_interpreted_kernel_equals_the_reference(arguments: tuple[Any, ...]) -> 
 def test_padding_is_zero_behind_the_relu() -> None:
     x, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
     y = kernels.launch(
-        x, one, torch.ones(1), torch.ones(1, 1, 3, 3), None, one, None, None, None, None, False
+        x, one, torch.ones(1), torch.ones(1, 1, 3, 3), None, one, None, None, None, None, False, 1
     )
     assert y.item() == 1.0  # 9.0 if the ring had the bias
 
 
-def test_tiles_next_to_each_other_share_nothing() -> None:
+@pytest.mark.parametrize("stride", [1, 2])
+def test_tiles_next_to_each_other_share_nothing(stride: int) -> None:
     """More tiles than programs: each program's scratch is used again."""
-    arguments = call(torch.float32, (2, 8, 33, 41), (8, 8, 8), prologue=True, residual=True)
+    arguments = call(torch.float32, (2, 8, 33, 41), (8, 8, 8), prologue=True, residual=True, stride=stride)
     expected = reference(*arguments)
     before, kernels.PROGRAMS = kernels.PROGRAMS, 3
     try:
@@ -76,15 +78,19 @@ def test_weights_that_do_not_follow_each_other_are_refused() -> None:
         bottleneck(x, w1, torch.zeros(2, 5, 3, 3), w3)
     with pytest.raises(ValueError, match="scale and shift must be given together"):
         bottleneck(x, w1, w2, w3, b1=b1, b2=b2, scale=torch.ones(4))
+    with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
+        bottleneck(x, w1, w2, w3, stride=0)
 
 
-def request(dtype: torch.dtype, inner: int, large: bool, prologue: bool, arch: int) -> dict[str, Any]:
+def request(
+    dtype: torch.dtype, inner: int, large: bool, prologue: bool, stride: int, arch: int
+) -> dict[str, Any]:
     """The kernel as the run time takes it for many images, or for one."""
-    cut = kernels.tiles(1000 if large else 1, 32, 32, inner, dtype)
+    cut = kernels.tiles(1000 if large else 1, 32, 32, inner, dtype, stride)
     constants: dict[str, object] = {"K": inner, "RELU": not prologue, "WIDEN": False}
     constants |= {"MAP_1": False, "MAP_2": prologue, "MAP_3": False, "PRECISION": "tf32"}
-    constants |= {"ALIGN_C": 8, "ALIGN_O": 8}
-    constants |= {name: getattr(cut, name) for name in ("ROWS", "COLS", "BM_1", "BK", "BN")}
+    constants |= {"ALIGN_C": 8, "ALIGN_O": 8, "STRIDE": stride}
+    constants |= {name: getattr(cut, name) for name in ("ROWS", "COLS", "PATCH", "BM_1", "BK", "BN")}
     if not prologue:
         constants |= {"scale_ptr": None, "shift_ptr": None}
     pointers = [name for name in POINTERS if name not in constants]
@@ -100,6 +106,7 @@ def request(dtype: torch.dtype, inner: int, large: bool, prologue: bool, arch: i
         "arch": arch,
         "num_warps": cut.num_warps,
         "num_stages": cut.num_stages,
+        "maxnreg": cut.maxnreg,
     }
 
 
@@ -112,7 +119,7 @@ def check(kernel: Compiled, arch: int, inner: int) -> None:
 
 
 def test_compiles_without_spills_on_tensor_cores() -> None:
-    [kernel] = compile_all([request(torch.bfloat16, 16, True, True, 90)])
+    [kernel] = compile_all([request(torch.bfloat16, 16, True, True, 2, 90)])
     check(kernel, 90, 16)
 
 
@@ -126,9 +133,10 @@ def widths(dtype: torch.dtype) -> list[int]:
 @pytest.mark.parametrize("dtype", list(POINTER))
 @pytest.mark.parametrize("prologue", [False, True])
 @pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
 def test_every_configuration_compiles_well(
-    arch: int, dtype: torch.dtype, prologue: bool, large: bool
+    arch: int, dtype: torch.dtype, prologue: bool, large: bool, stride: int
 ) -> None:
-    requests = [request(dtype, inner, large, prologue, arch) for inner in widths(dtype)]
+    requests = [request(dtype, inner, large, prologue, stride, arch) for inner in widths(dtype)]
     for inner, kernel in zip(widths(dtype), compile_all(requests), strict=True):
         check(kernel, arch, inner)

@@ -6,14 +6,16 @@ import pytest
 import torch
 from packed_nets import Net, bn, conv
 from pruning_truth import randomise
-from slimfast.kernels import bottleneck as kernels
+from slimfast.kernels._images import packed, wide
 from torch import Tensor, nn
 
 from slimfast import graph, models, prune
+from slimfast.ops.basic_block import widest
+from slimfast.packed import on_gpu
+from slimfast.packed.basic_blocks import FusedBasicBlock, find_basic_blocks
 from slimfast.packed.blocks import Block, FusedBlock, chain, find_blocks
 from slimfast.packed.choose import quickest
 from slimfast.packed.fuse import fuse
-from slimfast.packed.fused import FusedConv, LibraryConv
 from slimfast.packed.lower import lower
 from slimfast.packed.ops import Conv
 from slimfast.packed.program import Program
@@ -28,7 +30,7 @@ def pruned_program(name: str, size: int, dead: float = 0.6) -> tuple[Program, Te
 
 @pytest.mark.parametrize(("name", "size", "count"), [("resnet164", 16, 51), ("resnet50", 32, 13)])
 def test_blocks_of_pruned_networks(name: str, size: int, count: int) -> None:
-    """All but those with a stride, or with a branch that pruning has emptied; the results are the same."""
+    """All, transitions too, but those with a branch that pruning has emptied; the results are the same."""
     program, x = pruned_program(name, size)
     blocks = find_blocks(program, widest=128)
     blocks.check(3)
@@ -75,9 +77,9 @@ def test_a_block_is_laid_out_once() -> None:
     given = FusedBlock(block, X)._arguments
     inner = len(given["w1"])
     for name, sizes in {"w1": (6, inner), "w2": (inner, inner), "w3": (inner, 6)}.items():
-        assert kernels._packed(given[name], *sizes).data_ptr() == given[name].data_ptr()
+        assert packed(given[name], *sizes).data_ptr() == given[name].data_ptr()
     for name in ("b1", "b2"):
-        assert kernels._wide(given[name], inner).data_ptr() == given[name].data_ptr()
+        assert wide(given[name], inner).data_ptr() == given[name].data_ptr()
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,72 @@ def test_too_wide_for_the_kernel() -> None:
     assert not any(isinstance(op, Block) for op in find_blocks(block_net(), widest=4).ops)
 
 
+def test_basic_blocks_of_a_pruned_network() -> None:
+    """Those of the first two stages; wider ones stay convolutions, as do those with an empty branch."""
+    program, x = pruned_program("resnet18", 64)
+    merged = find_basic_blocks(program, torch.bfloat16)
+    merged.check(3)
+    found = [op for op in merged.ops if isinstance(op, Block)]
+    assert len(found) == 4
+    assert [conv.stride for op in found for conv in op.convs].count((2, 2)) == 1
+    for block in found:
+        (inner, inputs), outputs = block.convs[0].weight.shape[:2], len(block.convs[1].weight)
+        assert inner <= widest(inputs, outputs, torch.bfloat16)
+    torch.testing.assert_close(merged.run(x), program.run(x), rtol=1e-12, atol=1e-12)
+
+
+def basic_net(stride: int = 1, **changed: nn.Module) -> Program:
+    layers: dict[str, nn.Module] = {
+        "b1": bn(6),
+        "c1": conv(6, 5, stride=stride, bias=False),
+        "b2": bn(5),
+        "c2": conv(5, 6),
+        "shortcut": nn.Conv2d(6, 6, 1, stride),
+    }
+
+    def run(n: Net, x: Tensor) -> Tensor:
+        a = n.b1(x).relu()
+        return n.shortcut(x) + n.c2(n.b2(n.c1(a)).relu())
+
+    return fuse(lower(graph.trace(Net(run, **(layers | changed)), X)))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_basic_block_is_what_the_kernel_computes(stride: int) -> None:
+    program = basic_net(stride)
+    shortcut, block = find_basic_blocks(program, torch.bfloat16).ops
+    assert isinstance(block, Block)
+    residual = shortcut.run(X)
+    y = FusedBasicBlock(block, X)(X, residual)
+    torch.testing.assert_close(y, program.run(X), rtol=1e-12, atol=1e-12)
+    given = FusedBasicBlock(block, X)._arguments
+    assert packed(given["w1"], 6, 16).data_ptr() == given["w1"].data_ptr()
+    assert packed(given["w2"], 16, 6).data_ptr() == given["w2"].data_ptr()
+    assert wide(given["b1"], 16).data_ptr() == given["b1"].data_ptr()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"c2": conv(5, 6, stride=2), "shortcut": nn.Conv2d(6, 6, 1, 2)},
+        {"c1": nn.Conv2d(6, 5, 5, padding=2)},
+        {"c2": conv(5, 6, padding=2, dilation=2)},
+        {"c1": conv(6, 1024), "b2": bn(1024), "c2": conv(1024, 6)},
+    ],
+)
+def test_what_is_no_basic_block(changed: dict[str, nn.Module]) -> None:
+    program = basic_net(**changed)
+    assert not any(isinstance(op, Block) for op in find_basic_blocks(program, torch.bfloat16).ops)
+
+
+def test_no_convolution_is_in_two_blocks() -> None:
+    layers = [nn.Sequential(conv(6, 6), nn.ReLU()) for _ in range(5)]
+    program = fuse(lower(graph.trace(nn.Sequential(*layers).double(), X)))
+    merged = find_basic_blocks(program, torch.bfloat16)
+    assert [op.kind for op in merged.ops] == ["block", "block", "conv"]
+    torch.testing.assert_close(merged.run(X), program.run(X), rtol=1e-12, atol=1e-12)
+
+
 def test_ways_of_a_convolution_agree() -> None:
     program, x = pruned_program("resnet18", 32)
     values = {"x": x}
@@ -107,7 +175,7 @@ def test_ways_of_a_convolution_agree() -> None:
         inputs = [values[name] for name in op.inputs]
         values[op.name] = op.run(*inputs)
         if isinstance(op, Conv):
-            for way in (FusedConv(op, inputs[0]), LibraryConv(op, inputs[0])):
+            for way in on_gpu.ways(op, inputs[0]).values():
                 torch.testing.assert_close(way(*inputs), values[op.name], rtol=1e-10, atol=1e-10)
 
 

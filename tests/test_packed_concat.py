@@ -15,6 +15,7 @@ from random_chain import INPUTS, Writer
 from torch import Tensor, nn
 
 from slimfast import graph, models, prune
+from slimfast.packed import on_gpu
 from slimfast.packed.buffer import Buffer, ConvInto, CopyInto, View
 from slimfast.packed.choose import Run, quickest
 from slimfast.packed.concat import write_in_place
@@ -23,7 +24,7 @@ from slimfast.packed.fused import FusedConv, LibraryConv
 from slimfast.packed.lower import lower
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Call, Concat, Conv, Select
-from slimfast.packed.plan import Plan, for_gpu
+from slimfast.packed.plan import Plan
 from slimfast.packed.program import Program
 from slimfast.packed.tail import PooledLinear, find_tails
 
@@ -153,7 +154,7 @@ def test_densenet_has_no_concatenation(dead: float) -> None:
     model = prune(model, x).model if dead else model.double()
     program = program_of(model.eval(), x)
     with torch.no_grad():
-        ready = for_gpu(program, x)
+        ready = on_gpu.merge(program, x)
         truth = program.run(x)
         torch.testing.assert_close(ready.run(x), truth, rtol=1e-12, atol=1e-12 * float(truth.abs().max()))
     counts = Counter(op.kind for op in ready.ops)

@@ -293,7 +293,7 @@ def test_only_when_asked() -> None:
 
 def test_measured_ways_and_blocks_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: whole blocks are found, and the fastest way is chosen by a clock, here the test's own."""
-    from slimfast.packed import deployed, plan
+    from slimfast.packed import deployed, on_gpu, plan
     from slimfast.packed.blocks import find_blocks
 
     def seconds(run: Callable[..., Tensor], inputs: Sequence[Tensor]) -> float:
@@ -304,9 +304,8 @@ def test_measured_ways_and_blocks_are_told(monkeypatch: pytest.MonkeyPatch) -> N
         return plan.Plan(find_blocks(program, widest=8), images)
 
     def fastest(op: Any, inputs: Sequence[Any], overwrite: bool) -> Any:
-        return plan._fastest_block(op, inputs) if op.kind == "block" else op.run
+        return on_gpu.fastest(op, inputs, seconds) if op.kind == "block" else op.run
 
-    monkeypatch.setattr(plan, "gpu_seconds", seconds)
     monkeypatch.setattr(plan, "_fastest", fastest)
     monkeypatch.setattr(deployed, "plan", planned)
 
@@ -319,9 +318,12 @@ def test_measured_ways_and_blocks_are_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert heads == [
         "conv relu: runs with add",
         "conv relu_1: runs with add",
-        "conv add: slimfast's block, 2.0 us (three convolutions 3.0), with relu and relu_1",
+        "conv add: slimfast's bottleneck block, 2.0 us (one kernel for each 3.0), with relu and relu_1",
     ]
     last = found.to_dict()["ops"][2]
-    assert (last["runs_as"], last["together_with"]) == ("slimfast's block", ["relu", "relu_1"])
-    assert last["us"] == {"three convolutions": pytest.approx(3.0), "slimfast's block": pytest.approx(2.0)}
+    assert (last["runs_as"], last["together_with"]) == ("slimfast's bottleneck block", ["relu", "relu_1"])
+    assert last["us"] == {
+        "one kernel for each": pytest.approx(3.0),
+        "slimfast's bottleneck block": pytest.approx(2.0),
+    }
     assert quickest({"one": torch.relu, "same": torch.relu}, [X], seconds) is torch.relu  # unwatched is fine

@@ -1,7 +1,9 @@
 """Every op is ``torch.ops.slimfast.<op>``; here are the typed functions with the docstrings."""
 
+from slimfast.ops.basic_block import basic_block as basic_block
 from slimfast.ops.bottleneck import bottleneck as bottleneck
 from slimfast.ops.conv import conv as conv
+from slimfast.ops.conv_chain import conv_chain as conv_chain
 from slimfast.ops.conv_into import conv_into as conv_into
 from slimfast.ops.group_prox import group_prox as group_prox
 from slimfast.ops.penalty_grad import penalty_grad as penalty_grad

@@ -7,20 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slimfast.ops.bottleneck import widest
-from slimfast.packed import onednn
-from slimfast.packed.arrange import arrange
-from slimfast.packed.blocks import Block, FusedBlock, chain, find_blocks
+from slimfast.packed import on_gpu, onednn
+from slimfast.packed.blocks import Block
 from slimfast.packed.buffer import ConvInto
-from slimfast.packed.choose import Run, gpu_seconds, quickest, watched
-from slimfast.packed.concat import write_in_place
-from slimfast.packed.fused import LibraryConv, fused_ways
+from slimfast.packed.chains import Chain
+from slimfast.packed.choose import gpu_seconds, watched
 from slimfast.packed.graph_capture import Graph, capture
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Call, Constant, Conv, Flatten
 from slimfast.packed.program import Program
 from slimfast.packed.psconv import Prepared, PSConv, is_sparse_faster
-from slimfast.packed.tail import PooledLinear, find_tails
+from slimfast.packed.tail import PooledLinear
 
 _CHUNK_BYTES = 8 * 2**20  # of one value: beyond that caches and the allocator's reuse of memory stop helping
 
@@ -33,16 +30,9 @@ def plan(program: Program, images: Tensor) -> Callable[[Tensor], Any]:
         images: as they will come, in torch.channels_last.
     """
     if images.is_cuda:
-        return capture(Plan(for_gpu(program, images), images), images)
+        return capture(Plan(on_gpu.merge(program, images), images), images)
     count = _chunk(program, images)
     return Plan(program, images) if count >= len(images) else Chunks(program, images, count)
-
-
-def for_gpu(program: Program, images: Tensor) -> Program:
-    """The program in the order of channels, and with the ops, that only GPUs have kernels for."""
-    arranged = arrange(program, images.shape[1])
-    blocks = find_tails(find_blocks(arranged, widest(images.dtype)))
-    return write_in_place(blocks, images.shape[1])
 
 
 def _chunk(program: Program, images: Tensor) -> int:
@@ -159,46 +149,12 @@ def _is_free(program: Program, op: Op, unused: Sequence[str]) -> bool:
 
 
 def _fastest(op: Op, inputs: Sequence[Any], overwrite: bool) -> Callable[..., Any]:
+    if isinstance(op, Conv | Block | Chain | ConvInto | PooledLinear) and inputs[0].is_cuda:
+        return on_gpu.fastest(op, inputs, gpu_seconds)
     if isinstance(op, PSConv):
-        return _fastest_sparse(op, inputs, overwrite)
+        if is_sparse_faster(op, inputs[0]):
+            return Prepared(op, inputs[0])
+        return _fastest(op.dense(), inputs, overwrite)
     if isinstance(op, Conv) and onednn.supports(op, *inputs):
         return onednn.PackedConv(op, inputs[0], overwrite)
-    if isinstance(op, Conv) and inputs[0].is_cuda:
-        return quickest(_ways(op, inputs[0]), inputs, gpu_seconds)
-    if isinstance(op, ConvInto | PooledLinear) and inputs[0].is_cuda:
-        return quickest(op.ways(inputs[0]), inputs, gpu_seconds)
-    if isinstance(op, Block):
-        return _fastest_block(op, inputs)
     return op.run
-
-
-def _ways(conv: Conv, x: Tensor) -> dict[str, Run]:
-    return {"torch's convolution": LibraryConv(conv, x), **fused_ways(conv, x)}
-
-
-def _fastest_sparse(conv: PSConv, inputs: Sequence[Tensor], overwrite: bool) -> Run:
-    if inputs[0].is_cuda:
-        ways = _ways(conv.dense(), inputs[0])
-        return quickest(
-            ways | {"slimfast's sparse convolution": Prepared(conv, inputs[0])}, inputs, gpu_seconds
-        )
-    return (
-        Prepared(conv, inputs[0])
-        if is_sparse_faster(conv, inputs[0])
-        else _fastest(conv.dense(), inputs, overwrite)
-    )
-
-
-def _fastest_block(block: Block, inputs: Sequence[Tensor]) -> Run:
-    """One kernel for the block, or the fastest one for each of its convolutions."""
-    steps: list[Run] = []
-    x, *residual = inputs
-    for conv in block.convs:
-        arguments = [x, *residual] if conv is block.convs[-1] else [x]
-        steps.append(quickest(_ways(conv, x), arguments, gpu_seconds))
-        x = steps[-1](*arguments)
-    ways: dict[str, Run] = {
-        "three convolutions": chain(steps),
-        "slimfast's block": FusedBlock(block, inputs[0]),
-    }
-    return quickest(ways, inputs, gpu_seconds)

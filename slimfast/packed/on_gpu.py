@@ -1,0 +1,82 @@
+"""Ops on GPUs: what one kernel can compute becomes one op; of the ways to run it the fastest is kept."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from slimfast.ops.bottleneck import widest
+from slimfast.packed.arrange import arrange
+from slimfast.packed.basic_blocks import FusedBasicBlock, find_basic_blocks
+from slimfast.packed.blocks import Block, FusedBlock, chain, find_blocks
+from slimfast.packed.buffer import ConvInto
+from slimfast.packed.chains import Chain, FusedChain, find_chains
+from slimfast.packed.choose import Run, quickest
+from slimfast.packed.concat import write_in_place
+from slimfast.packed.flat import FlatConv, is_flat
+from slimfast.packed.fused import FusedConv, LibraryConv, fused_ways
+from slimfast.packed.ops import Conv
+from slimfast.packed.program import Program
+from slimfast.packed.psconv import Prepared, PSConv
+from slimfast.packed.tail import PooledLinear, find_tails
+
+Seconds = Callable[[Run, Sequence[Tensor]], float]
+
+
+def merge(program: Program, images: Tensor) -> Program:
+    """The program in a GPU's order of channels, with what one kernel may compute merged into one op.
+
+    Args:
+        program: of one argument, after `fuse`.
+        images: as they will come.
+    """
+    program = arrange(program, images.shape[1])
+    if images.dtype != torch.float64:  # which has no tensor cores, so no kernels
+        program = find_chains(program, images)
+        program = find_blocks(program, widest(images.dtype))
+        program = find_basic_blocks(program, images.dtype)
+    return write_in_place(find_tails(program), images.shape[1])
+
+
+def fastest(
+    op: Conv | Block | Chain | ConvInto | PooledLinear, inputs: Sequence[Tensor], seconds: Seconds
+) -> Run:
+    """The fastest way to run the op: one kernel, or the fastest one for each of its steps.
+
+    Args:
+        op: of a merged program.
+        inputs: as they will come.
+        seconds: how long one run takes.
+    """
+    if isinstance(op, ConvInto | PooledLinear):
+        return quickest(op.ways(inputs[0]), inputs, seconds)
+    if isinstance(op, Conv):
+        return quickest(ways(op, inputs[0]), inputs, seconds)
+    x, *residual = inputs
+    steps: list[Run] = []
+    parts = op.steps if isinstance(op, Chain) else op.convs
+    for part in parts:
+        arguments = [x, *residual] if part is parts[-1] else [x]
+        steps.append(fastest(part, arguments, seconds) if isinstance(part, Conv) else part.run)
+        x = steps[-1](*arguments)
+    candidates: dict[str, Run] = {"one kernel for each": chain(steps), **_whole(op, inputs[0])}
+    return quickest(candidates, inputs, seconds)
+
+
+def _whole(op: Block | Chain, x: Tensor) -> dict[str, Run]:
+    if isinstance(op, Chain):
+        return {"slimfast's chain": FusedChain(op, x)}
+    if len(op.convs) == 2:
+        return {"slimfast's basic block": FusedBasicBlock(op, x)}
+    return {"slimfast's bottleneck block": FusedBlock(op, x)}
+
+
+def ways(conv: Conv, x: Tensor) -> dict[str, Run]:
+    """The ways to run a convolution, by name; the first one is the library's."""
+    if isinstance(conv, PSConv):
+        return ways(conv.dense(), x) | {"slimfast's sparse convolution": Prepared(conv, x)}
+    found: dict[str, Run] = {"torch's convolution": LibraryConv(conv, x), **fused_ways(conv, x)}
+    if is_flat(conv, x):
+        found["torch's matrix product"] = FlatConv(conv, x, LibraryConv)
+        found["slimfast's matrix product"] = FlatConv(conv, x, FusedConv)
+    return found
