@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import bottleneck_truth
+import conv_into_truth
 import conv_truth
 import group_truth
 import penalty_truth as penalty
@@ -178,6 +179,7 @@ OPS = [
         triton="group_prox",
     ),
     Op("conv", conv_truth.CALLS, conv_truth.conv, Twice(conv_truth.conv), NARROW, triton="conv"),
+    Op("conv_into", conv_into_truth.CALLS, conv_into_truth.conv, Twice(conv_into_truth.conv), NARROW),
     Op(
         "bottleneck",
         bottleneck_truth.CALLS,

@@ -1,7 +1,7 @@
 """Makes a program ready to run: for each op the fastest way known, values forgotten after their last use."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,14 +11,16 @@ from slimfast.ops.bottleneck import widest
 from slimfast.packed import onednn
 from slimfast.packed.blocks import Block, FusedBlock, chain, find_blocks
 from slimfast.packed.choose import Run, gpu_seconds, quickest
+from slimfast.packed.direct import DirectConv, Join, is_faster
 from slimfast.packed.fused import FusedConv, LibraryConv
 from slimfast.packed.graph_capture import capture
+from slimfast.packed.memory import Arenas, Writers
 from slimfast.packed.op import Op
-from slimfast.packed.ops import Call, Constant, Conv, Flatten
+from slimfast.packed.ops import Call, Concat, Constant, Conv, Flatten
 from slimfast.packed.program import Program
 from slimfast.packed.psconv import Prepared, PSConv, is_sparse_faster
 
-_CHUNK_BYTES = 8 * 2**20  # of one value: beyond that caches and the allocator's reuse of memory stop helping
+_CHUNK_BYTES = 4 * 2**20  # of one value: larger ones leave the caches, smaller ones make many calls
 
 
 def plan(program: Program, images: Tensor) -> Callable[[Tensor], Any]:
@@ -67,28 +69,47 @@ class Plan:
 
     def __init__(self, program: Program, images: Tensor) -> None:
         [self._input], self._output = program.inputs, program.output
-        self._steps: list[_Step] = []
-        self.largest = images.nbytes
+        steps: list[_Step] = []
+        shapes, into, over = {self._input: images.shape}, set(), {}
         last = {name: op.name for op in program.ops for name in op.inputs} | {self._output: ""}
         values: dict[str, Any] = {self._input: images}
         for op in program.ops:
             candidates = dict.fromkeys([*op.inputs, op.name])
             unused = tuple(name for name in candidates if last.get(name, op.name) == op.name)
             inputs = [values[name] for name in op.inputs]
-            run = _fastest(op, inputs, overwrite=_is_free(program, op, unused))
+            is_free = _is_free(program, op, unused)
+            run = _fastest(op, inputs, overwrite=is_free)
             values[op.name] = y = run(*inputs)
-            self.largest = max(self.largest, y.nbytes if isinstance(y, Tensor) else 0)
-            self._steps.append(_Step(run, op.inputs, op.name, unused))
+            if isinstance(y, Tensor) and y.dim() == 4 and y.dtype == images.dtype and y.numel():
+                shapes[op.name] = y.shape
+            into |= {op.name} if isinstance(run, DirectConv) else set()
+            over |= {op.name: op.inputs[1]} if is_free else {}
+            steps.append(_Step(run, op.inputs, op.name, unused))
             for name in unused:
                 del values[name]
+        self.largest = max(shape.numel() for shape in shapes.values()) * images.itemsize
+        self._arenas = Arenas(program, Writers(shapes, frozenset(into), over), images.dtype)
+        self._steps = [s for op, step in zip(program.ops, steps, strict=True) for s in self._in_place(op, step)]
 
     def __call__(self, images: Tensor) -> Any:
-        values: dict[str, Any] = {self._input: images}
-        for step in self._steps:
-            values[step.name] = step.run(*[values[name] for name in step.inputs])
-            for name in step.last_used:
-                del values[name]
-        return values[self._output]
+        with self._arenas.lend() as placed:
+            values: dict[str, Any] = {**placed, self._input: images}
+            for step in self._steps:
+                inputs = [values[name] for name in step.inputs]
+                if step.name in placed:
+                    step.run(*inputs, out=placed[step.name])
+                else:
+                    values[step.name] = step.run(*inputs)
+                for name in step.last_used:
+                    del values[name]
+            return values[self._output]
+
+    def _in_place(self, op: Op, step: _Step) -> list[_Step]:
+        """The step; of a concatenation that has a place only what is not made there, if anything."""
+        if not isinstance(op, Concat) or op.name not in self._arenas.placed:
+            return [step]
+        copied = self._arenas.copied(op)
+        return [replace(step, run=Join(copied))] if copied else []
 
 
 class Chunks:
@@ -108,7 +129,7 @@ def _is_free(program: Program, op: Op, unused: Sequence[str]) -> bool:
         return False
     makers = [other for other in program.ops if other.name == op.inputs[1]]
     readers = [other for other in program.ops if op.inputs[1] in other.inputs]
-    return bool(makers) and not any(isinstance(o, Call | Constant | Flatten) for o in (*makers, *readers))
+    return bool(makers) and not any(isinstance(o, Call | Concat | Constant | Flatten) for o in (*makers, *readers))
 
 
 def _fastest(op: Op, inputs: Sequence[Any], overwrite: bool) -> Callable[..., Any]:
@@ -116,6 +137,8 @@ def _fastest(op: Op, inputs: Sequence[Any], overwrite: bool) -> Callable[..., An
         if is_sparse_faster(op, inputs[0]):
             return Prepared(op, inputs[0])
         return _fastest(op.dense(), inputs, overwrite)
+    if isinstance(op, Conv) and is_faster(op, *inputs):
+        return DirectConv(op, inputs[0])
     if isinstance(op, Conv) and onednn.supports(op, *inputs):
         return onednn.PackedConv(op, inputs[0], overwrite)
     if isinstance(op, Conv) and inputs[0].is_cuda:
