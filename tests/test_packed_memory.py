@@ -13,7 +13,7 @@ from torch import Tensor
 import slimfast
 from slimfast.packed.memory import Arenas, offsets
 from slimfast.packed.op import Op
-from slimfast.packed.ops import Add, Affine, Call, Concat, Conv, Pool, Relu, Select
+from slimfast.packed.ops import Add, Affine, Call, Concat, Constant, Conv, Pool, Relu, Select
 from slimfast.packed.plan import Chunks, Plan
 from slimfast.packed.program import Program
 
@@ -34,10 +34,12 @@ def poison(plan: Plan) -> None:
 
 
 class Writer:
-    """Writes a random program, op by op; `channels` of every value."""
+    """Writes a random program for X, op by op."""
 
     def __init__(self, draw: st.DrawFn) -> None:
-        self.draw, self.ops, self.channels = draw, [], {"x": 5}
+        self.draw, self.channels = draw, {"x": 5}
+        self.ops: list[Op] = []
+        self.single: dict[int, str] = {}  # channels -> a value of one image, which can be added to others
         self.generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
 
     def numbers(self, *shape: int) -> Tensor:
@@ -51,11 +53,11 @@ class Writer:
 
     def conv(self, name: str, x: str) -> Op:
         draw, count = self.draw, self.channels[x]
-        groups = 2 if count % 2 == 0 and draw(st.integers(0, 4)) == 4 else 1  # not by our own kernel
+        groups = 2 if count % 2 == 0 and draw(st.booleans()) else 1  # not by our own kernel
         size = draw(st.sampled_from([1, 3]))
         outputs = draw(st.sampled_from([count, 2, 4, 8, 18]))
         outputs += outputs % groups
-        residual = self.value(outputs) if draw(st.booleans()) else None
+        residual = draw(st.sampled_from([None, self.value(outputs), self.single.pop(outputs, None)]))
         index = None
         if groups == 1 and draw(st.booleans()):
             index = torch.randperm(count, generator=self.generator)[: max(1, count // 2)]
@@ -74,8 +76,16 @@ class Writer:
             groups=groups,
         )
 
+    def constant(self, name: str, size: torch.Size) -> None:
+        """A convolution of one image that the program holds itself."""
+        outputs = self.draw(st.sampled_from([2, 4, 8, 18]))
+        image = self.numbers(1, 3, *size).contiguous(memory_format=torch.channels_last)
+        self.ops.append(Constant(name=f"c{name}", inputs=(), tensor=image))
+        self.ops.append(Conv(name=name, inputs=(f"c{name}",), weight=self.numbers(outputs, 3, 1, 1)))
+        self.single[outputs] = name
+
     def op(self, name: str) -> Op:
-        kind, x = self.draw(st.sampled_from(["conv"] * 5 + ["cat"] * 3 + ["other"])), self.value()
+        kind, x = self.draw(st.sampled_from(["conv"] * 5 + ["cat"] * 3 + ["other"] * 2)), self.value()
         assert x is not None
         if kind == "conv":
             return self.conv(name, x)
@@ -89,39 +99,81 @@ class Writer:
             Pool(name=name, inputs=(x,), mean=True, window=(3, 3), padding=(1, 1)),
             Select(name=name, inputs=(x,), index=torch.randperm(count, generator=self.generator)),
             Add(name=name, inputs=(x, self.value(count) or x)),
-            Call(name=name, inputs=(x,), function=lambda v: v, arguments=lambda v: (v, {}), label="", dtype=X.dtype),
+            same(name, x),
         ]
         return self.draw(st.sampled_from(others))
 
-    def program(self) -> Program:
+    def program(self, size: torch.Size) -> Program:
         for i in range(self.draw(st.integers(1, 14))):
+            if self.draw(st.integers(0, 9)) == 9:
+                self.constant(f"single{i}", size)
             op = self.op(f"v{i}")
             self.ops.append(op)
-            self.channels[op.name] = op.channels(*(self.channels[name] for name in op.inputs)) or self.channels[op.inputs[0]]
+            self.channels[op.name] = op.channels(*map(self.channels.get, op.inputs)) or self.channels[op.inputs[0]]
         read = {name for op in self.ops for name in op.inputs}
-        ends = tuple(op.name for op in self.ops if op.name not in read)
+        ends = tuple(name for name in self.channels if name not in read)
         self.ops.append(Concat(name="ends", inputs=ends))
         self.channels["ends"] = sum(self.channels[name] for name in ends)
         if self.draw(st.booleans()):  # then the concatenation can have a place
             self.ops.append(self.conv("last", "ends"))
-        return Program(("x",), tuple(self.ops), self.ops[-1].name)
+        output = self.draw(st.sampled_from([self.ops[-1].name] * 3 + list(self.channels)[1:]))
+        return Program(("x",), tuple(self.ops), output)
 
 
 X = torch.randn(2, 5, 6, 4, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_random_programs_compute_what_their_references_do(data: st.DataObject) -> None:
-    program = Writer(data.draw).program()
+    images = data.draw(st.sampled_from([X, X[:, :, :1, :1].contiguous()]))  # of which NCHW and NHWC are one
+    program = Writer(data.draw).program(images.shape[2:])
     with torch.no_grad():
-        plan = Plan(program, X)
+        plan = Plan(program, images)
         kept = []
-        for x in (X, X + 1):
+        for x in (images, images + 1):
             kept.append((plan(x), program.run(x)))
             poison(plan)
     for got, expected in kept:  # the first result outlives the second call
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def plain(name: str, *inputs: str, groups: int = 1) -> Conv:
+    """A 1x1 convolution of four channels; by oneDNN if it has groups."""
+    weight = torch.randn(4, 4 // groups, 1, 1, generator=torch.Generator().manual_seed(sum(map(ord, name))))
+    return Conv(name=name, inputs=inputs, weight=weight, groups=groups)
+
+
+def same(name: str, x: str) -> Call:
+    return Call(name=name, inputs=(x,), function=lambda v: v, arguments=lambda v: (v, {}), label="", dtype=X.dtype)
+
+
+@pytest.mark.parametrize(
+    "ops",
+    [
+        (plain("a", "x"), same("view", "a"), plain("b", "x"), Add(name="y", inputs=("view", "b"))),
+        (
+            plain("a", "x"),
+            plain("over_a", "x", "a", groups=2),
+            plain("b", "x"),
+            Add(name="y", inputs=("over_a", "b")),
+        ),
+        (
+            plain("a", "x"),
+            plain("b", "x"),
+            Concat(name="ab", inputs=("a", "b")),
+            plain("over_a", "x", "a", groups=2),
+            Select(name="a_again", inputs=("ab",), index=torch.arange(4)),
+            Add(name="y", inputs=("over_a", "a_again")),
+        ),
+    ],
+    ids=["a view", "over a residual", "over a part"],
+)
+@torch.no_grad()
+def test_memory_that_another_value_shares_is_kept(ops: tuple[Op, ...]) -> None:
+    x = torch.randn(2, 4, 1, 1)
+    program = Program(("x",), ops, "y")
+    torch.testing.assert_close(Plan(program, x)(x), program.run(x))
 
 
 @given(st.dictionaries(st.text(max_size=3), st.tuples(*[st.integers(0, 12)] * 3), max_size=20))

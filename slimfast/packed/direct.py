@@ -1,6 +1,7 @@
 """Convolutions on CPUs by our own kernel: into planned memory, with gather and prologue, at little cost per call."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,7 +44,8 @@ def _library_seconds(conv: Conv, x: Tensor) -> float:
     passed = ((conv.index is not None) + (conv.scale is not None)) * x.numel() // x.shape[1] * read
     passed += (conv.border is not None) * pixels * outputs
     moved = pixels * (read + padded) * _LIBRARY_MOVE + passed * _LIBRARY_PASS
-    return _LIBRARY_CALL + pixels * padded * depth / _LIBRARY_RATE[x.dtype] + moved
+    inside = math.prod(map(_share_inside, *_window(conv, x)))
+    return _LIBRARY_CALL + pixels * padded * depth * inside / _LIBRARY_RATE[x.dtype] + moved
 
 
 def _sizes(conv: Conv, x: Tensor) -> tuple[int, int, int]:
@@ -52,8 +54,18 @@ def _sizes(conv: Conv, x: Tensor) -> tuple[int, int, int]:
 
 
 def _image_size(conv: Conv, x: Tensor) -> list[int]:
-    geometry = zip(x.shape[2:], conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation, strict=True)
-    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(*_window(conv, x), strict=True)]
+
+
+def _window(conv: Conv, x: Tensor) -> tuple[Sequence[int], ...]:
+    return x.shape[2:], conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation
+
+
+def _share_inside(size: int, kernel: int, stride: int, padding: int, dilation: int) -> float:
+    """Of the taps, those that are not in the padding; oneDNN skips the others."""
+    first = range(-padding, size + padding - dilation * (kernel - 1), stride)
+    taps = [at + k * dilation for at in first for k in range(kernel)]
+    return sum(0 <= at < size for at in taps) / len(taps)
 
 
 class DirectConv:

@@ -22,7 +22,8 @@ class Writers:
     Attributes:
         shapes: of all images.
         into: values whose op writes into memory that it is given; no concatenations.
-        over: op -> residual whose memory the op may write into: nobody reads it afterwards.
+        over: op -> residual whose memory the op may write into: nobody reads it afterwards, and it is no part
+            of a concatenation.
     """
 
     shapes: Mapping[str, torch.Size]
@@ -62,16 +63,15 @@ def places(program: Program, writers: Writers) -> dict[str, Place]:
                 found.setdefault(name, Place(home.buffer, home.channel + first))
     for op in program.ops:
         if op.name in writers.into and op.name not in gone and op.name not in found:
-            found[op.name] = _over(op, writers, found, joined) or Place(op.name)
+            found[op.name] = _over(op, writers, found) or Place(op.name)
     return found
 
 
-def _over(op: Op, writers: Writers, found: Mapping[str, Place], joined: Mapping[str, Op]) -> Place | None:
-    """The place of the op's residual, if it fits and belongs to no concatenation."""
-    residual = writers.over.get(op.name)
-    if residual not in found or found[residual].buffer in joined:
-        return None
-    return found[residual] if writers.shapes[residual] == writers.shapes[op.name] else None
+def _over(op: Op, writers: Writers, found: Mapping[str, Place]) -> Place | None:
+    """The place of the residual that the op may overwrite, if it has one that fits."""
+    residual = writers.over.get(op.name, "")
+    fits = writers.shapes.get(residual) == writers.shapes[op.name]
+    return found.get(residual) if fits else None
 
 
 def _leaving(program: Program, writers: Writers) -> set[str]:

@@ -50,8 +50,8 @@ class PackedConv:
         self._overwrite = overwrite
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        x = x if self._index is None else select(x, self._index)
-        x, residual = _dense(x), None if residual is None else _dense(residual)
+        if self._index is not None:
+            x = select(x, self._index)
         if self._prologue is not None:
             x = self._prologue.run(x)
         if self._map is None:
@@ -69,8 +69,3 @@ class PackedConv:
         first = (residual, x) if self._overwrite else (x, residual)
         y = self._add.binary(*first, *last, "add", 1.0, "relu" if relu else None, [], "")
         return y
-
-
-def _dense(x: Tensor) -> Tensor:
-    """x, copied if it is some channels of wider images."""
-    return x.contiguous(memory_format=torch.channels_last)

@@ -83,7 +83,7 @@ class Plan:
             if isinstance(y, Tensor) and y.dim() == 4 and y.dtype == images.dtype and y.numel():
                 shapes[op.name] = y.shape
             into |= {op.name} if isinstance(run, DirectConv) else set()
-            over |= {op.name: op.inputs[1]} if is_free else {}
+            over |= {op.name: op.inputs[1]} if is_free and isinstance(run, DirectConv | onednn.PackedConv) else {}
             steps.append(_Step(run, op.inputs, op.name, unused))
             for name in unused:
                 del values[name]
