@@ -1,4 +1,4 @@
-"""conv_into on random layers, into channels of wider images, over its residual, on several threads; what it refuses."""
+"""conv_into on random layers, into channels of wider images, over its residual, on several threads."""
 
 import math
 import re
@@ -84,7 +84,8 @@ def test_random_layers(arguments: tuple[Any, ...]) -> None:
     truth, magnitude = expected(arguments)
     torch.ops.slimfast.conv_into(*arguments)
     sums = torch.finfo(weight.dtype).eps
-    limit = (torch.finfo(out.dtype).eps + (weight.shape[1] + 4) * sums) * magnitude + torch.finfo(out.dtype).tiny
+    stored = torch.finfo(out.dtype)
+    limit = (stored.eps + (weight.shape[1] + 4) * sums) * magnitude + stored.tiny
     assert ((out.double() - truth).abs() <= limit).all()
     assert around(out).isnan().all(), "wrote beside the channels"
 

