@@ -10,7 +10,8 @@ from slimfast.ops._register import define
 
 SCHEMA = (
     "conv_into(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, "
-    "Tensor? index, Tensor? residual, bool relu, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation) -> ()"
+    "Tensor? index, Tensor? residual, bool relu, int[2] kernel_size, int[2] stride, int[2] padding, "
+    "int[2] dilation) -> ()"
 )
 FILTERS = 16  # of a tile
 

@@ -53,12 +53,12 @@ def places(program: Program, writers: Writers) -> dict[str, Place]:
     gone = _leaving(program, writers)
     joined = {op.name: op for op in program.ops if isinstance(op, Concat) and _has_shapes(op, writers)}
     found: dict[str, Place] = {}
-    for op in reversed(joined.values()):  # the largest first: smaller ones are parts of it
-        able = [n for n in op.inputs if n not in gone and (n in writers.into or n in joined)]
-        if op.name in gone or not able:
+    for concat in reversed(joined.values()):  # the largest first: smaller ones are parts of it
+        able = [n for n in concat.inputs if n not in gone and (n in writers.into or n in joined)]
+        if concat.name in gone or not able:
             continue
-        home = found.setdefault(op.name, Place(op.name))
-        for name, first, _ in members(op, writers):
+        home = found.setdefault(concat.name, Place(concat.name))
+        for name, first, _ in members(concat, writers):
             if name in able:
                 found.setdefault(name, Place(home.buffer, home.channel + first))
     for op in program.ops:
