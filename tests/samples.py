@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import bottleneck_truth
-import conv_into_truth
+import direct_conv_truth
 import conv_truth
 import group_truth
 import penalty_truth as penalty
@@ -179,7 +179,7 @@ OPS = [
         triton="group_prox",
     ),
     Op("conv", conv_truth.CALLS, conv_truth.conv, Twice(conv_truth.conv), NARROW, triton="conv"),
-    Op("conv_into", conv_into_truth.CALLS, conv_into_truth.conv, Twice(conv_into_truth.conv), NARROW),
+    Op("direct_conv", direct_conv_truth.CALLS, direct_conv_truth.conv, Twice(direct_conv_truth.conv), NARROW),
     Op(
         "bottleneck",
         bottleneck_truth.CALLS,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slimfast.ops._register import why_slow
-from slimfast.ops.conv_into import tiles
+from slimfast.ops.direct_conv import tiles
 from slimfast.packed import onednn
 from slimfast.packed.ops import Conv
 from slimfast.packed.psconv import PSConv
@@ -69,7 +69,7 @@ def _share_inside(size: int, kernel: int, stride: int, padding: int, dilation: i
 
 
 class DirectConv:
-    """A convolution with its weights laid out for `slimfast.ops.conv_into`, for images of x's size.
+    """A convolution with its weights laid out for `slimfast.ops.direct_conv`, for images of x's size.
 
     Args:
         conv: the op, of one group.
@@ -86,7 +86,7 @@ class DirectConv:
         self._relu = conv.relu
         kernel_size = list(conv.weight.shape[2:])
         self._geometry = (kernel_size, list(conv.stride), list(conv.padding), list(conv.dilation))
-        self._run = torch.ops.slimfast.conv_into.default
+        self._run = torch.ops.slimfast.direct_conv.default
         self._shape = (len(x), conv.weight.shape[0], *_image_size(conv, x))
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:

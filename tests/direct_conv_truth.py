@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimfast.ops.conv_into import tiles
+from slimfast.ops.direct_conv import tiles
 
 
 def conv(

@@ -1,18 +1,18 @@
-"""conv_into on random layers, into channels of wider images, over its residual, on several threads."""
+"""direct_conv on random layers, into channels of wider images, over its residual, on several threads."""
 
 import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
-import conv_into_truth
+import direct_conv_truth
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from slimfast.ops.conv_into import conv_into, tiles
+from slimfast.ops.direct_conv import direct_conv, tiles
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -30,7 +30,7 @@ def calls(draw: st.DrawFn) -> tuple[Any, ...]:
     channels = draw(st.integers(1, 90))
     index = draw(st.none() | st.lists(st.integers(0, channels - 1), min_size=1, max_size=20))
     batch = draw(st.integers(1, 3))
-    call = conv_into_truth.call(
+    call = direct_conv_truth.call(
         draw(st.sampled_from(DTYPES)),
         (batch, channels, *size),
         draw(st.integers(1, 50)),
@@ -71,7 +71,7 @@ def expected(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         ]
         if magnitude:
             wide = [a.abs() if isinstance(a, Tensor) else a for a in wide]
-        conv_into_truth.conv(*wide)
+        direct_conv_truth.conv(*wide)
         results.append(wide[0])
     return results[0], results[1]
 
@@ -82,7 +82,7 @@ def test_random_layers(arguments: tuple[Any, ...]) -> None:
     """Within the a priori bound: one rounding of the result, and those of the sums."""
     out, _, weight, *_ = arguments
     truth, magnitude = expected(arguments)
-    torch.ops.slimfast.conv_into(*arguments)
+    torch.ops.slimfast.direct_conv(*arguments)
     sums = torch.finfo(weight.dtype).eps
     stored = torch.finfo(out.dtype)
     limit = (stored.eps + (weight.shape[1] + 4) * sums) * magnitude + stored.tiny
@@ -96,9 +96,9 @@ def test_result_over_the_residual(arguments: tuple[Any, ...]) -> None:
     out, *rest = arguments
     out.copy_(torch.randn(out.shape, generator=torch.Generator().manual_seed(1)))
     residual = out.clone()
-    torch.ops.slimfast.conv_into(out, *rest[:6], out, *rest[7:])
+    torch.ops.slimfast.direct_conv(out, *rest[:6], out, *rest[7:])
     other = torch.full_like(residual, torch.nan)
-    torch.ops.slimfast.conv_into(other, *rest[:6], residual, *rest[7:])
+    torch.ops.slimfast.direct_conv(other, *rest[:6], residual, *rest[7:])
     assert torch.equal(out, other)
 
 
@@ -114,11 +114,11 @@ def three_threads() -> Iterator[None]:
 def test_threads_share_the_images(batch: int) -> None:
     """Bands of rows of one image, or whole images; the same bits as on one thread."""
     geometry = {"padding": (1, 1), "stride": (1, 2), "prologue": True, "residual": batch, "bias": "map"}
-    arguments = conv_into_truth.call(torch.float32, (batch, 60, 37, 40), 40, (3, 3), **geometry)
-    torch.ops.slimfast.conv_into(*arguments)
+    arguments = direct_conv_truth.call(torch.float32, (batch, 60, 37, 40), 40, (3, 3), **geometry)
+    torch.ops.slimfast.direct_conv(*arguments)
     several = arguments[0].clone()
     torch.set_num_threads(1)
-    torch.ops.slimfast.conv_into(*arguments)
+    torch.ops.slimfast.direct_conv(*arguments)
     assert torch.equal(arguments[0], several)
     torch.testing.assert_close(several.double(), expected(arguments)[0], rtol=1e-4, atol=1e-3)
 
@@ -127,7 +127,7 @@ def test_nan_goes_through_both_relus() -> None:
     x = torch.tensor([torch.nan, -1.0, 2.0]).view(1, 1, 1, 3)
     out, one = torch.zeros(1, 1, 1, 3), torch.ones(1)
     for prologue in ({"scale": one, "shift": one - 1}, {}):
-        conv_into(out, x, tiles(torch.ones(1, 1, 1, 1)), **prologue, relu=True)
+        direct_conv(out, x, tiles(torch.ones(1, 1, 1, 1)), **prologue, relu=True)
         assert torch.equal(out.isnan(), x.isnan())
         assert out.flatten()[1:].tolist() == [0, 2]
 
@@ -136,8 +136,8 @@ def test_what_does_not_fit_is_refused() -> None:
     out, x, weight = torch.zeros(2, 5, 4, 4), torch.zeros(2, 3, 4, 4), tiles(torch.zeros(5, 3, 1, 1))
 
     def refused(message: str, *arguments: Any, **rest: Any) -> None:
-        with pytest.raises(RuntimeError, match=re.escape(f"conv_into: {message}")):
-            conv_into(*arguments, **rest)
+        with pytest.raises(RuntimeError, match=re.escape(f"direct_conv: {message}")):
+            direct_conv(*arguments, **rest)
 
     refused("weight must have 48 numbers in the type of the sums", out, x, weight[:, :2])
     refused("weight must have 48 numbers in the type of the sums", out, x, weight.double())
@@ -152,4 +152,4 @@ def test_what_does_not_fit_is_refused() -> None:
     refused("kernel_size, stride and dilation must be positive", out, x, weight, stride=(0, 1))
     one = torch.ones(3)
     with pytest.raises(ValueError, match=r"^scale and shift must be given together, got scale=tensor.*None$"):
-        conv_into(out, x, weight, scale=one)
+        direct_conv(out, x, weight, scale=one)

@@ -204,7 +204,7 @@ struct Convolution {
 
 // Numbers of a parameter, side by side.
 Tensor in_order(const Tensor& t, const char* name, ScalarType type, int64_t count) {
-  STD_TORCH_CHECK(t.scalar_type() == type && t.numel() == count, "conv_into: ", name, " must have ", count,
+  STD_TORCH_CHECK(t.scalar_type() == type && t.numel() == count, "direct_conv: ", name, " must have ", count,
                   " numbers in the type of the sums");
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
@@ -212,7 +212,7 @@ Tensor in_order(const Tensor& t, const char* name, ScalarType type, int64_t coun
 void check_size(const Tensor& t, const char* name, const Tensor& like, ScalarType type) {
   bool fits = t.dim() == 4 && (t.size(0) == 1 || t.size(0) == like.size(0)) && t.scalar_type() == type;
   for (int d = 1; d < 4; ++d) fits = fits && t.size(d) == like.size(d);
-  STD_TORCH_CHECK(fits, "conv_into: ", name, " does not fit the result");
+  STD_TORCH_CHECK(fits, "direct_conv: ", name, " does not fit the result");
 }
 
 Numbers read_channels(const Tensor* index, int64_t channels) {
@@ -224,7 +224,7 @@ Numbers read_channels(const Tensor* index, int64_t channels) {
     for (int64_t i = 0; i < channels; ++i) result[i] = i;
   }
   for (int64_t i : result)
-    STD_TORCH_CHECK(0 <= i && i < channels, "conv_into: index ", i, " is not in [0, ", channels, ")");
+    STD_TORCH_CHECK(0 <= i && i < channels, "direct_conv: index ", i, " is not in [0, ", channels, ")");
   return result;
 }
 
@@ -243,7 +243,7 @@ void run(const Tensor& out, const Tensor& x, const Tensor& weight, const Extras&
   const int64_t tiles = (c.out.channels + FILTERS - 1) / FILTERS, taps = g.kernel[0] * g.kernel[1] * c.index.size();
   const Tensor w = in_order(weight, "weight", SUMS, tiles * taps * FILTERS);
   c.weight = numbers(w);
-  STD_TORCH_CHECK(!e.scale == !e.shift, "conv_into: scale and shift must come together");
+  STD_TORCH_CHECK(!e.scale == !e.shift, "direct_conv: scale and shift must come together");
   const Tensor scale = e.scale ? in_order(*e.scale, "scale", SUMS, c.x.channels) : w;  // w: kept for nothing
   const Tensor shift = e.shift ? in_order(*e.shift, "shift", SUMS, c.x.channels) : w;
   if (e.scale) c.scale = numbers(scale), c.shift = numbers(shift);
@@ -251,7 +251,7 @@ void run(const Tensor& out, const Tensor& x, const Tensor& weight, const Extras&
   Tensor map = w, residual = w;
   if (e.bias && e.bias->dim() == 4) {
     check_size(*e.bias, "bias", out, SUMS);
-    STD_TORCH_CHECK(e.bias->size(0) == 1, "conv_into: a map of biases must be one image");
+    STD_TORCH_CHECK(e.bias->size(0) == 1, "direct_conv: a map of biases must be one image");
     c.map.emplace(map = laid_out(*e.bias));
   } else if (e.bias) {
     std::copy_n(numbers(in_order(*e.bias, "bias", SUMS, c.out.channels)), c.out.channels, c.bias.begin());
@@ -265,20 +265,20 @@ void run(const Tensor& out, const Tensor& x, const Tensor& weight, const Extras&
 
 void check_geometry(const Tensor& out, const Tensor& x, const Geometry& g) {
   for (const Numbers* pair : {&g.kernel, &g.stride, &g.padding, &g.dilation})
-    STD_TORCH_CHECK(pair->size() == 2, "conv_into: kernel_size, stride, padding and dilation must have two numbers");
+    STD_TORCH_CHECK(pair->size() == 2, "direct_conv: kernel_size, stride, padding and dilation must have two numbers");
   for (int d = 0; d < 2; ++d) {
     const bool positive = g.kernel[d] > 0 && g.stride[d] > 0 && g.padding[d] >= 0 && g.dilation[d] > 0;
-    STD_TORCH_CHECK(positive, "conv_into: kernel_size, stride and dilation must be positive, padding not negative");
+    STD_TORCH_CHECK(positive, "direct_conv: kernel_size, stride and dilation must be positive, padding not negative");
     const int64_t last = x.size(2 + d) + 2 * g.padding[d] - g.dilation[d] * (g.kernel[d] - 1) - 1;
-    STD_TORCH_CHECK(last >= 0 && out.size(2 + d) == last / g.stride[d] + 1, "conv_into: out does not fit the images");
+    STD_TORCH_CHECK(last >= 0 && out.size(2 + d) == last / g.stride[d] + 1, "direct_conv: out does not fit the images");
   }
 }
 
-void conv_into(Tensor out, Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> scale,
+void direct_conv(Tensor out, Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> scale,
                std::optional<Tensor> shift, std::optional<Tensor> index, std::optional<Tensor> residual, bool relu,
                Numbers kernel, Numbers stride, Numbers padding, Numbers dilation) {
   STD_TORCH_CHECK(x.dim() == 4 && out.dim() == 4 && x.size(0) == out.size(0) && x.scalar_type() == out.scalar_type(),
-                  "conv_into: out must be a batch like x, of its dtype");
+                  "direct_conv: out must be a batch like x, of its dtype");
   const Geometry g{kernel, stride, padding, dilation};
   check_geometry(out, x, g);
   if (!out.numel()) return;
@@ -293,7 +293,7 @@ void conv_into(Tensor out, Tensor x, Tensor weight, std::optional<Tensor> bias, 
     case ScalarType::Double: call(double{}, double{}); break;
     case ScalarType::Half: call(torch::headeronly::Half{}, float{}); break;
     case ScalarType::BFloat16: call(torch::headeronly::BFloat16{}, float{}); break;
-    default: STD_TORCH_CHECK(false, "conv_into: dtype must be float32, float64, float16 or bfloat16");
+    default: STD_TORCH_CHECK(false, "direct_conv: dtype must be float32, float64, float16 or bfloat16");
   }
   if (!Images<char>::pitch_of(out)) torch::stable::copy_(out, to);
 }
@@ -301,4 +301,4 @@ void conv_into(Tensor out, Tensor x, Tensor weight, std::optional<Tensor> bias, 
 }  // namespace
 }  // namespace slimfast
 
-STABLE_TORCH_LIBRARY_IMPL(slimfast, CPU, m) { m.impl("conv_into", TORCH_BOX(&slimfast::conv_into)); }
+STABLE_TORCH_LIBRARY_IMPL(slimfast, CPU, m) { m.impl("direct_conv", TORCH_BOX(&slimfast::direct_conv)); }

@@ -9,7 +9,7 @@ from torch import Tensor
 from slimfast.ops._register import define
 
 SCHEMA = (
-    "conv_into(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, "
+    "direct_conv(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, "
     "Tensor? index, Tensor? residual, bool relu, int[2] kernel_size, int[2] stride, int[2] padding, "
     "int[2] dilation) -> ()"
 )
@@ -17,7 +17,7 @@ FILTERS = 16  # of a tile
 
 
 def tiles(weight: Tensor) -> Tensor:
-    """A convolution's weight [Cout, Cin, rows, columns] as `conv_into` reads it."""
+    """A convolution's weight [Cout, Cin, rows, columns] as `direct_conv` reads it."""
     rest = weight.permute(2, 3, 1, 0).flatten(0, 2)  # [rows columns Cin, Cout]
     count = -(-weight.shape[0] // FILTERS)
     padded = F.pad(rest, (0, count * FILTERS - weight.shape[0]))
@@ -44,7 +44,7 @@ def reference(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> None:
-    """The formula of `conv_into`; halves are computed in float32 and rounded once."""
+    """The formula of `direct_conv`; halves are computed in float32 and rounded once."""
     y = x.to(weight.dtype)
     if scale is not None and shift is not None:
         y = (y * scale[:, None, None] + shift[:, None, None]).relu()
@@ -59,7 +59,7 @@ def reference(
 define(SCHEMA, reference)
 
 
-def conv_into(
+def direct_conv(
     out: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -105,6 +105,6 @@ def conv_into(
     """
     if (scale is None) != (shift is None):
         raise ValueError(f"scale and shift must be given together, got scale={scale}, shift={shift}")
-    torch.ops.slimfast.conv_into(
+    torch.ops.slimfast.direct_conv(
         out, x, weight, bias, scale, shift, index, residual, relu, kernel_size, stride, padding, dilation
     )
