@@ -31,6 +31,7 @@ import basic_block_truth
 import bottleneck_truth
 import conv_chain_truth
 import conv_truth
+import direct_conv_truth
 import group_truth
 import penalty_truth as penalty
 import pooled_truth
@@ -181,6 +182,7 @@ OPS = [
         triton="group_prox",
     ),
     Op("conv", conv_truth.CALLS, conv_truth.conv, Twice(conv_truth.conv), NARROW, triton="conv"),
+    Op("direct_conv", direct_conv_truth.CALLS, direct_conv_truth.conv, Twice(direct_conv_truth.conv), NARROW),
     Op(
         "conv_into",
         conv_truth.INTO_CALLS,

@@ -262,7 +262,7 @@ def test_text_and_json() -> None:
     found = explanation(net.float(), X.float())
     assert str(found).splitlines() == [
         "4 calls in 2 ops; images 3x4x6x5 on cpu",
-        "conv relu: oneDNN",
+        "conv relu: slimfast's direct convolution",
         "    a     Conv2d",
         "    b     BatchNorm2d  folded into its weights",
         "    relu  relu         applied to its result",

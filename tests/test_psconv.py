@@ -251,7 +251,7 @@ def test_deploy_skips_taps_where_that_is_faster(channels: int, batch: int, spars
     [op] = deployed.program.ops
     assert isinstance(op, PSConv)
     torch.testing.assert_close(deployed(x), net(x), rtol=1e-4, atol=1e-5)
-    [step] = deployed._plan(x.contiguous(memory_format=torch.channels_last))._steps
+    [step] = deployed._plan(x.contiguous(memory_format=torch.channels_last)).steps
     assert isinstance(step.run, Prepared) is sparse
 
 
@@ -273,7 +273,7 @@ def test_deploy_folds_what_surrounds_it(tmp_path: Path) -> None:
     deployed = slimfast.deploy(net, x)
     assert [op.kind for op in deployed.program.ops] == ["conv", "psconv"]
     torch.testing.assert_close(deployed(x), net(x), rtol=1e-4, atol=1e-4)
-    steps = deployed._plan(x.contiguous(memory_format=torch.channels_last))._steps
+    steps = deployed._plan(x.contiguous(memory_format=torch.channels_last)).steps
     assert isinstance(steps[-1].run, Prepared)
     slimfast.save(deployed, tmp_path / "fast.safetensors")
     assert torch.equal(slimfast.load(tmp_path / "fast.safetensors")(x), deployed(x))

@@ -5,6 +5,7 @@ from slimfast.ops.bottleneck import bottleneck as bottleneck
 from slimfast.ops.conv import conv as conv
 from slimfast.ops.conv_chain import conv_chain as conv_chain
 from slimfast.ops.conv_into import conv_into as conv_into
+from slimfast.ops.direct_conv import direct_conv as direct_conv
 from slimfast.ops.group_prox import group_prox as group_prox
 from slimfast.ops.penalty_grad import penalty_grad as penalty_grad
 from slimfast.ops.penalty_value import penalty_value as penalty_value

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slimfast.packed.choose import Run
 from slimfast.packed.deployed import Deployed
 from slimfast.packed.op import Op
 from slimfast.packed.plan import Plan, Step
@@ -199,9 +200,9 @@ class _Clock:
         """Seconds of each step, by the op's name, over all pieces."""
         taken: dict[str, float] = {}
 
-        def timed(step: Step, inputs: Sequence[Any]) -> Any:
+        def timed(step: Step, run: Run, inputs: Sequence[Any]) -> Any:
             start = time.perf_counter()
-            y = step.run(*inputs)
+            y = run(*inputs)
             taken[step.op.name] = taken.get(step.op.name, 0.0) + time.perf_counter() - start
             return y
 
@@ -223,8 +224,8 @@ class _GpuClock(_Clock):
     def steps(self, pieces: Sequence[tuple[Plan, Tensor]]) -> dict[str, float]:
         names, events = [], [torch.cuda.Event(enable_timing=True)]
 
-        def marked(step: Step, inputs: Sequence[Any]) -> Any:
-            y = step.run(*inputs)
+        def marked(step: Step, run: Run, inputs: Sequence[Any]) -> Any:
+            y = run(*inputs)
             names.append(step.op.name)
             events.append(torch.cuda.Event(enable_timing=True))
             events[-1].record()
@@ -245,8 +246,8 @@ class _GpuClock(_Clock):
 def _count(pieces: Sequence[tuple[Plan, Tensor]], found: dict[str, _Sum], batch: int) -> None:
     """Bytes, operations and shapes, in a run of their own."""
 
-    def counted(step: Step, inputs: Sequence[Any]) -> Any:
-        total, y = found[step.op.name], step.run(*inputs)
+    def counted(step: Step, run: Run, inputs: Sequence[Any]) -> Any:
+        total, y = found[step.op.name], run(*inputs)
         moved = step.op.moved(inputs, y)
         total.bytes += sum(x.nbytes for x in (*moved, *(_weights(step.op) if moved else ())))
         total.flops += _flops(step.op, inputs, y)
