@@ -206,6 +206,17 @@ def test_the_quickest_that_is_right_is_chosen() -> None:
         assert quickest({"slow": slow, "wrong": wrong}, x, clock(times)) is slow
 
 
+def test_what_does_not_run_is_left_out_and_said() -> None:
+    def broken(x: Tensor) -> Tensor:
+        raise RuntimeError("no kernel image\nand more")
+
+    with pytest.warns(UserWarning, match=r"^broken does not run on cpu .*: RuntimeError: no kernel image$"):
+        chosen = quickest({"slow": torch.relu, "broken": broken}, [torch.ones(3)], lambda run, inputs: 1.0)
+    assert chosen is torch.relu
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        quickest({"broken": broken, "slow": torch.relu}, [torch.ones(3)], lambda run, inputs: 1.0)
+
+
 def test_a_chain_adds_the_residual_last() -> None:
     run = chain([lambda x: 2 * x, lambda x: x + 1, lambda x, r: x - r])
     assert run(torch.tensor(3.0), torch.tensor(1.0)).item() == 6.0

@@ -148,7 +148,13 @@ def plain(name: str, *inputs: str, groups: int = 1) -> Conv:
 
 def same(name: str, x: str) -> Call:
     return Call(
-        name=name, inputs=(x,), function=lambda v: v, arguments=lambda v: (v, {}), label="", why="", dtype=X.dtype
+        name=name,
+        inputs=(x,),
+        function=lambda v: v,
+        arguments=lambda v: (v, {}),
+        label="",
+        why="",
+        dtype=X.dtype,
     )
 
 
