@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import slimfast
 from slimfast import models
-from slimfast.packed.graph_capture import capture
+from slimfast.packed.gpu.graph_capture import capture
 
 SIZES = {
     "vgg19": (17, 20),

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from slimfast import deploy, graph, prune
 from slimfast.nn import PSConv2d
-from slimfast.packed.arrange import UNIT, Streams, arrange, by_residue, neighbours
 from slimfast.packed.fuse import fuse
-from slimfast.packed.fused import fused_ways
+from slimfast.packed.gpu.arrange import UNIT, Streams, arrange, by_residue, neighbours
+from slimfast.packed.gpu.fused import fused_ways
 from slimfast.packed.lower import lower
 from slimfast.packed.ops import Concat, Conv
 from slimfast.packed.program import Program

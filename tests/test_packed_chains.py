@@ -9,19 +9,20 @@ from packed_nets import Net, X, bn, conv
 from torch import Tensor, nn
 
 from slimfast import graph, models
-from slimfast.packed import on_gpu
-from slimfast.packed.basic_blocks import FusedBasicBlock
-from slimfast.packed.blocks import Block, FusedBlock
-from slimfast.packed.chains import Chain, FusedChain, find_chains
-from slimfast.packed.choose import Run
-from slimfast.packed.flat import FlatConv, is_flat
+from slimfast.packed import gpu
 from slimfast.packed.fuse import fuse
-from slimfast.packed.fused import FusedConv, LibraryConv
+from slimfast.packed.gpu.basic_blocks import FusedBasicBlock
+from slimfast.packed.gpu.blocks import Block, FusedBlock
+from slimfast.packed.gpu.chains import Chain, FusedChain, find_chains
+from slimfast.packed.gpu.choose import Run
+from slimfast.packed.gpu.flat import FlatConv, is_flat
+from slimfast.packed.gpu.fused import FusedConv, LibraryConv
+from slimfast.packed.gpu.run import Seconds
+from slimfast.packed.gpu.sizes import image_sizes
 from slimfast.packed.lower import lower
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Conv, Pool
 from slimfast.packed.program import Program
-from slimfast.packed.sizes import image_sizes
 
 PUBLISHED = (49, 64, "M", 128, 128, "M", 256, 254, 234, 198, "M", 114, 41, 24, 11, "M", 14, 13, 19, 104)
 
@@ -164,7 +165,7 @@ def test_larger_images_are_no_matrix_product() -> None:
     assert [is_flat(op, images(1, 1, columns)) for columns in (8, 9)] == [True, False]
 
 
-def clock(favourite: type) -> on_gpu.Seconds:
+def clock(favourite: type) -> Seconds:
     """A second for each run, but for one kind of them."""
 
     def seconds(run: Run, inputs: Sequence[Tensor]) -> float:
@@ -195,12 +196,12 @@ CASES: list[tuple[nn.Module, Tensor, list[type]]] = [
 @pytest.mark.parametrize(("net", "x", "whole"), CASES)
 def test_the_fastest_way_is_kept(net: nn.Module, x: Tensor, whole: list[type]) -> None:
     program = program_of(net, x)
-    merged = on_gpu.merge(program, x.float())
+    merged = gpu.merge(program, x.float())
     [op] = merged.ops
     assert isinstance(op, Conv | Block | Chain)
     inputs = [x for _ in op.inputs]
     for kind in whole:
-        run = on_gpu.fastest(op, inputs, clock(kind))
+        run = gpu.fastest(op, inputs, clock(kind))
         assert isinstance(run, kind)
         torch.testing.assert_close(run(*inputs), program.run(x), rtol=1e-12, atol=1e-12)
 
@@ -208,23 +209,23 @@ def test_the_fastest_way_is_kept(net: nn.Module, x: Tensor, whole: list[type]) -
 @pytest.mark.parametrize(("net", "x", "whole"), CASES[:3])
 def test_steps_are_kept_where_they_are_faster(net: nn.Module, x: Tensor, whole: list[type]) -> None:
     program = program_of(net, x)
-    [op] = on_gpu.merge(program, x.float()).ops
+    [op] = gpu.merge(program, x.float()).ops
     assert isinstance(op, Block | Chain)
     inputs = [x for _ in op.inputs]
-    run = on_gpu.fastest(op, inputs, clock(type(lambda: None)))
+    run = gpu.fastest(op, inputs, clock(type(lambda: None)))
     assert not isinstance(run, whole[0])
     torch.testing.assert_close(run(*inputs), program.run(x), rtol=1e-12, atol=1e-12)
 
 
 def test_double_precision_has_no_kernels() -> None:
     program = program_of(TINY, images(4, 2, 2))
-    kinds = [op.kind for op in on_gpu.merge(program, images(4, 2, 2)).ops]
+    kinds = [op.kind for op in gpu.merge(program, images(4, 2, 2)).ops]
     assert kinds == [op.kind for op in program.ops]
 
 
 def test_merging_leaves_the_result(vgg: tuple[Program, Tensor]) -> None:
     program, x = vgg
-    merged = on_gpu.merge(program, x.bfloat16())
+    merged = gpu.merge(program, x.bfloat16())
     kinds = [op.kind for op in merged.ops]
     assert {"chain", "block", "conv"} <= set(kinds)
     names: list[str] = [name for op in merged.ops for name in (*op.inputs, op.name)]
@@ -236,5 +237,5 @@ def test_merging_leaves_the_result(vgg: tuple[Program, Tensor]) -> None:
 def test_order_is_kept(vgg: tuple[Program, Tensor]) -> None:
     """Each op stands behind those whose values it reads."""
     program, x = vgg
-    ops: tuple[Op, ...] = on_gpu.merge(program, x.bfloat16()).ops
+    ops: tuple[Op, ...] = gpu.merge(program, x.bfloat16()).ops
     assert all(after.inputs == (before.name,) for before, after in pairwise(ops))

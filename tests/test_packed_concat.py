@@ -15,18 +15,18 @@ from random_chain import INPUTS, Writer
 from torch import Tensor, nn
 
 from slimfast import graph, models, prune
-from slimfast.packed import on_gpu
-from slimfast.packed.buffer import Buffer, ConvInto, CopyInto, View
-from slimfast.packed.choose import Run, quickest
-from slimfast.packed.concat import write_in_place
+from slimfast.packed import gpu
 from slimfast.packed.fuse import Ops, fuse
-from slimfast.packed.fused import FusedConv, LibraryConv
+from slimfast.packed.gpu.buffer import Buffer, ConvInto, CopyInto, View
+from slimfast.packed.gpu.choose import Run, quickest
+from slimfast.packed.gpu.concat import write_in_place
+from slimfast.packed.gpu.fused import FusedConv, LibraryConv
+from slimfast.packed.gpu.tail import PooledLinear, find_tails
 from slimfast.packed.lower import lower
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Call, Concat, Conv, Select
 from slimfast.packed.plan import Plan
 from slimfast.packed.program import Program
-from slimfast.packed.tail import PooledLinear, find_tails
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +154,7 @@ def test_densenet_has_no_concatenation(dead: float) -> None:
     model = prune(model, x).model if dead else model.double()
     program = program_of(model.eval(), x)
     with torch.no_grad():
-        ready = on_gpu.merge(program, x)
+        ready = gpu.merge(program, x)
         truth = program.run(x)
         torch.testing.assert_close(ready.run(x), truth, rtol=1e-12, atol=1e-12 * float(truth.abs().max()))
     counts = Counter(op.kind for op in ready.ops)

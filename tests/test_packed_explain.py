@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import slimfast
 from slimfast import graph, models
 from slimfast.nn import ChannelPlace, ChannelSelect
-from slimfast.packed.choose import quickest
 from slimfast.packed.explain import ExplainedCall, Explanation
+from slimfast.packed.gpu.choose import quickest
 
 PLACE = ChannelPlace(torch.tensor([1, 3]), torch.ones(4))
 
@@ -293,8 +293,8 @@ def test_only_when_asked() -> None:
 
 def test_measured_ways_and_blocks_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: whole blocks are found, and the fastest way is chosen by a clock, here the test's own."""
-    from slimfast.packed import deployed, on_gpu, plan
-    from slimfast.packed.blocks import find_blocks
+    from slimfast.packed import deployed, gpu, plan
+    from slimfast.packed.gpu.blocks import find_blocks
 
     def seconds(run: Callable[..., Tensor], inputs: Sequence[Tensor]) -> float:
         run(*inputs)
@@ -304,7 +304,7 @@ def test_measured_ways_and_blocks_are_told(monkeypatch: pytest.MonkeyPatch) -> N
         return plan.Plan(find_blocks(program, widest=8), images)
 
     def fastest(op: Any, inputs: Sequence[Any], overwrite: bool) -> Any:
-        return on_gpu.fastest(op, inputs, seconds) if op.kind == "block" else op.run
+        return gpu.fastest(op, inputs, seconds) if op.kind == "block" else op.run
 
     monkeypatch.setattr(plan, "_fastest", fastest)
     monkeypatch.setattr(deployed, "plan", planned)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 import slimfast
 from slimfast import graph
 from slimfast.nn import BorderConv2d, ChannelBias, ChannelPlace, ChannelSelect, ShapeCarrier
+from slimfast.packed.cpu.onednn import PackedConv
 from slimfast.packed.fuse import fuse
-from slimfast.packed.fused import FusedConv
+from slimfast.packed.gpu.fused import FusedConv
 from slimfast.packed.lower import lower
-from slimfast.packed.onednn import PackedConv
 from slimfast.packed.ops import Conv
 from slimfast.packed.program import Program
 

@@ -11,7 +11,7 @@ from packed_nets import Net, bn, conv
 from torch import Tensor
 
 import slimfast
-from slimfast.packed.memory import Arenas, offsets
+from slimfast.packed.cpu.memory import Arenas, offsets
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Add, Affine, Call, Concat, Constant, Conv, Pool, Relu, Select
 from slimfast.packed.plan import Chunks, Plan

@@ -16,7 +16,7 @@ import slimfast
 from slimfast import report
 from slimfast.nn import PSConv2d
 from slimfast.packed import Profile, deployed, plan, profile
-from slimfast.packed.blocks import find_blocks
+from slimfast.packed.gpu.blocks import find_blocks
 
 
 @torch.fx.wrap

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from slimfast import graph
 from slimfast.nn import ChannelSelect
-from slimfast.packed.choose import quickest
 from slimfast.packed.fuse import fuse
+from slimfast.packed.gpu.choose import quickest
+from slimfast.packed.gpu.tail import PooledLinear, find_tails
 from slimfast.packed.lower import lower
 from slimfast.packed.op import Op
-from slimfast.packed.tail import PooledLinear, find_tails
 
 X = torch.randn(3, 4, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 X = X.contiguous(memory_format=torch.channels_last)

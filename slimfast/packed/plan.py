@@ -8,19 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slimfast.packed import on_gpu, onednn
-from slimfast.packed.blocks import Block
-from slimfast.packed.buffer import ConvInto
-from slimfast.packed.chains import Chain
-from slimfast.packed.choose import Run, gpu_seconds, watched
-from slimfast.packed.direct import DirectConv, Join, is_faster
-from slimfast.packed.graph_capture import Graph, capture
-from slimfast.packed.memory import Arenas, Writers
+from slimfast.packed import gpu
+from slimfast.packed.cpu import onednn
+from slimfast.packed.cpu.direct import DirectConv, Join, is_faster
+from slimfast.packed.cpu.memory import Arenas, Writers
+from slimfast.packed.gpu.blocks import Block
+from slimfast.packed.gpu.buffer import ConvInto
+from slimfast.packed.gpu.chains import Chain
+from slimfast.packed.gpu.choose import Run, gpu_seconds, watched
+from slimfast.packed.gpu.graph_capture import Graph, capture
+from slimfast.packed.gpu.tail import PooledLinear
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Call, Concat, Constant, Conv, Flatten
 from slimfast.packed.program import Program
 from slimfast.packed.psconv import Prepared, PSConv, is_sparse_faster
-from slimfast.packed.tail import PooledLinear
 
 _CHUNK_BYTES = 4 * 2**20  # of one value; of 1/4 to 16 MiB the fastest on ResNet-164 and DenseNet-40
 
@@ -33,7 +34,7 @@ def plan(program: Program, images: Tensor) -> Callable[[Tensor], Any]:
         images: as they will come, in torch.channels_last.
     """
     if images.is_cuda:
-        return capture(Plan(on_gpu.merge(program, images), images), images)
+        return capture(Plan(gpu.merge(program, images), images), images)
     count = _chunk(program, images)
     return Plan(program, images) if count >= len(images) else Chunks(program, images, count)
 
@@ -181,7 +182,7 @@ def _is_free(program: Program, op: Op, unused: Sequence[str]) -> bool:
 
 def _fastest(op: Op, inputs: Sequence[Any], overwrite: bool) -> Callable[..., Any]:
     if isinstance(op, Conv | Block | Chain | ConvInto | PooledLinear) and inputs[0].is_cuda:
-        return on_gpu.fastest(op, inputs, gpu_seconds)
+        return gpu.fastest(op, inputs, gpu_seconds)
     if isinstance(op, PSConv):
         if is_sparse_faster(op, inputs[0]):
             return Prepared(op, inputs[0])

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimfast.packed.choose import Run
 from slimfast.packed.deployed import Deployed
+from slimfast.packed.gpu.choose import Run
 from slimfast.packed.op import Op
 from slimfast.packed.plan import Plan, Step
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slimfast.ops.bottleneck import bottleneck, inner_width
-from slimfast.packed.fused import widened
+from slimfast.packed.gpu.fused import widened
 from slimfast.packed.op import Channels, Op
 from slimfast.packed.ops import Conv
 from slimfast.packed.program import Program

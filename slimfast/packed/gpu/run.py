@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 from slimfast.ops.bottleneck import widest
-from slimfast.packed.arrange import arrange
-from slimfast.packed.basic_blocks import FusedBasicBlock, find_basic_blocks
-from slimfast.packed.blocks import Block, FusedBlock, chain, find_blocks
-from slimfast.packed.buffer import ConvInto
-from slimfast.packed.chains import Chain, FusedChain, find_chains
-from slimfast.packed.choose import Run, quickest
-from slimfast.packed.concat import write_in_place
-from slimfast.packed.flat import FlatConv, is_flat
-from slimfast.packed.fused import FusedConv, LibraryConv, fused_ways
+from slimfast.packed.gpu.arrange import arrange
+from slimfast.packed.gpu.basic_blocks import FusedBasicBlock, find_basic_blocks
+from slimfast.packed.gpu.blocks import Block, FusedBlock, chain, find_blocks
+from slimfast.packed.gpu.buffer import ConvInto
+from slimfast.packed.gpu.chains import Chain, FusedChain, find_chains
+from slimfast.packed.gpu.choose import Run, quickest
+from slimfast.packed.gpu.concat import write_in_place
+from slimfast.packed.gpu.flat import FlatConv, is_flat
+from slimfast.packed.gpu.fused import FusedConv, LibraryConv, fused_ways
+from slimfast.packed.gpu.tail import PooledLinear, find_tails
 from slimfast.packed.ops import Conv
 from slimfast.packed.program import Program
 from slimfast.packed.psconv import Prepared, PSConv
-from slimfast.packed.tail import PooledLinear, find_tails
 
 Seconds = Callable[[Run, Sequence[Tensor]], float]
 

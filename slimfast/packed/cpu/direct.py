@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slimfast.ops._register import why_slow
 from slimfast.ops.direct_conv import tiles
-from slimfast.packed import onednn
+from slimfast.packed.cpu import onednn
 from slimfast.packed.ops import Conv
 from slimfast.packed.psconv import PSConv
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from slimfast.ops._psconv_pattern import pack, unpack
-from slimfast.packed.fused import widened
+from slimfast.packed.gpu.fused import widened
 from slimfast.packed.op import Op
 from slimfast.packed.ops import (
     Add,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimfast.packed.fused import FusedConv, LibraryConv, widened
+from slimfast.packed.gpu.fused import FusedConv, LibraryConv, widened
 from slimfast.packed.ops import Conv
 from slimfast.packed.psconv import PSConv
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from slimfast.ops.basic_block import basic_block, widest
 from slimfast.ops.bottleneck import inner_width
-from slimfast.packed.blocks import Block, extended, laid_out, merge_runs
-from slimfast.packed.fused import widened
+from slimfast.packed.gpu.blocks import Block, extended, laid_out, merge_runs
+from slimfast.packed.gpu.fused import widened
 from slimfast.packed.ops import Conv
 from slimfast.packed.program import Program
 

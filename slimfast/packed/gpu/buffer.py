@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimfast.packed.choose import Run
-from slimfast.packed.fused import FusedConv, LibraryConv, fused_ways
+from slimfast.packed.gpu.choose import Run
+from slimfast.packed.gpu.fused import FusedConv, LibraryConv, fused_ways
 from slimfast.packed.op import Channels, Op
 from slimfast.packed.ops import Conv, Pair
 

@@ -12,13 +12,13 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from slimfast.packed.buffer import Buffer, ConvInto, CopyInto, View, padded
 from slimfast.packed.fuse import Ops
+from slimfast.packed.gpu.buffer import Buffer, ConvInto, CopyInto, View, padded
+from slimfast.packed.gpu.tail import PooledLinear
 from slimfast.packed.op import Channels, Op
 from slimfast.packed.ops import Call, Concat, Constant, Conv, Pair, Select
 from slimfast.packed.program import Program
 from slimfast.packed.psconv import PSConv
-from slimfast.packed.tail import PooledLinear
 
 _ALIGN = 8
 _Indexed = Conv | Select | PooledLinear  # ops that pick the channels which they read

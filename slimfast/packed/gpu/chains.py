@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from slimfast.ops.conv_chain import LARGEST, conv_chain, heaviest
-from slimfast.packed.blocks import chain, extended, laid_out
-from slimfast.packed.fused import widened
+from slimfast.packed.gpu.blocks import chain, extended, laid_out
+from slimfast.packed.gpu.fused import widened
+from slimfast.packed.gpu.sizes import image_sizes
 from slimfast.packed.op import Channels, Op
 from slimfast.packed.ops import Conv, Pair, Pool
 from slimfast.packed.program import Program
 from slimfast.packed.psconv import PSConv
-from slimfast.packed.sizes import image_sizes
 
 _ALIGNED = 16  # channels: of a tensor core's tile
 
