@@ -16,6 +16,7 @@ namespace {  // one copy per source file: its loops come in versions per process
 
 constexpr int64_t FILTERS = 16;  // of a tile
 constexpr int64_t MOST_PIXELS = 12;
+constexpr int64_t PART = 128;  // products of a sum that are added one after the other; longer sums round more
 
 // Up to MOST_PIXELS pixels of up to two tiles.
 template <class A>
@@ -90,17 +91,38 @@ template <class A, int LANES, int VECTORS, int PIXELS, class Part>
   const A* x[PIXELS];
 #pragma GCC unroll 16
   for (int p = 0; p < PIXELS; ++p) x[p] = b.x[p];
-  for (int64_t k = 0; k < b.count; ++k) {
-    const int64_t tap = b.taps[k];
-    Vector column[VECTORS];
-#pragma GCC unroll 8
-    for (int v = 0; v < VECTORS; ++v) column[v] = *reinterpret_cast<const Vector*>(w[v] + k * FILTERS);
+  Vector total[PIXELS][VECTORS];  // in memory: registers are for the sums of a part
+  Vector(*kept)[VECTORS] = total;
+  asm volatile("" : "+r"(kept) : : "memory");
+  for (int64_t begin = 0; begin < b.count; begin += PART) {
+    const int64_t end = b.count - begin > PART ? begin + PART : b.count;
+    if (begin) {
 #pragma GCC unroll 16
-    for (int p = 0; p < PIXELS; ++p) {
-      const Vector number = x[p][tap] - Vector{};  // every lane; to add 0 would be an instruction
+      for (int p = 0; p < PIXELS; ++p)
 #pragma GCC unroll 8
-      for (int v = 0; v < VECTORS; ++v) sums[p][v] += number * column[v];
+        for (int v = 0; v < VECTORS; ++v) {
+          kept[p][v] = begin == PART ? sums[p][v] : kept[p][v] + sums[p][v];
+          sums[p][v] = Vector{};
+        }
     }
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t tap = b.taps[k];
+      Vector column[VECTORS];
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; ++v) column[v] = *reinterpret_cast<const Vector*>(w[v] + k * FILTERS);
+#pragma GCC unroll 16
+      for (int p = 0; p < PIXELS; ++p) {
+        const Vector number = x[p][tap] - Vector{};  // every lane; to add 0 would be an instruction
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; ++v) sums[p][v] += number * column[v];
+      }
+    }
+  }
+  if (b.count > PART) {
+#pragma GCC unroll 16
+    for (int p = 0; p < PIXELS; ++p)
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; ++v) sums[p][v] += kept[p][v];
   }
 #pragma GCC unroll 16
   for (int p = 0; p < PIXELS; ++p) {

@@ -1,6 +1,6 @@
 """Convolution with prologue and epilogue in plain torch, and sample calls of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,10 @@ def conv(
     shift: Tensor | None,
     residual: Tensor | None,
     relu: bool,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
     vectors: Tensor | None = None,
 ) -> Tensor:
     """One torch operation after the other, each rounding to the dtype."""
