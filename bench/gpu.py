@@ -241,15 +241,16 @@ CHECKS = (check_ops, check_steps, check_scaler, check_capture, check_deploy)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["checks", "psconv"], help="what to do")
+    parser.add_argument("part", choices=["checks", "ops", "psconv"], help="what to do; ops is of checks")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script itself")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 128, 1024], help="images per call")
     given = parser.parse_args()
     device = torch.device(given.device)
     result = {"facts": facts(device)}
-    if given.part == "checks":
-        result["failures"] = [failure for check in CHECKS for failure in check(device)]
+    if given.part != "psconv":
+        checks = CHECKS if given.part == "checks" else (check_ops,)
+        result["failures"] = [failure for check in checks for failure in check(device)]
         print("\n".join(result["failures"]) or "no failures")
     else:
         result["failures"] = gpu_psconv.check(device, batch=8)

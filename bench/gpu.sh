@@ -5,6 +5,7 @@
 #   deploy    times of deployed networks, network by network, ditto               deploy-NET.json
 #   autotune  the same against max-autotune and TensorRT; minutes for each case   autotune-NET.json
 #   psconv    errors and times of pre-defined sparse convolution, layer by layer  psconv.json
+#   sanitize  every op under compute-sanitizer: memcheck, racecheck; slow         sanitize-TOOL.json
 # deploy:NET and autotune:NET do one network of vgg19, resnet164, densenet40, resnet50.
 # Needs python3 with torch, triton, pytest and pytest-benchmark; nvcc, cmake and ninja are used where they are.
 set -euo pipefail
@@ -16,17 +17,23 @@ failed=0  # what fails is known at the end: what was measured all the same is wo
 measure() { # NAME, then arguments of pytest
   python3 -m pytest "${@:2}" --benchmark-only --benchmark-json "$out/$1.json" 2>&1 | tee "$out/$1.log" || failed=1
 }
-for part in ${*:-checks steps deploy autotune psconv}; do
+for part in ${*:-checks steps deploy autotune psconv sanitize}; do
   nets=${part#*:}
   case $part in
     checks) python3 bench/gpu.py checks --out "$out/checks.json" 2>&1 | tee "$out/checks.log" || failed=1 ;;
     psconv) python3 bench/gpu.py psconv --batches 128 --out "$out/psconv.json" 2>&1 | tee "$out/psconv.log" || failed=1 ;;
+    sanitize)
+      command -v compute-sanitizer || { echo "gpu.sh: sanitize: no compute-sanitizer here" >&2; failed=1; continue; }
+      for tool in memcheck racecheck; do  # without torch's cache every tensor is an allocation, whose ends are seen
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+          python3 bench/gpu.py ops --out "$out/sanitize-$tool.json" 2>&1 | tee "$out/sanitize-$tool.log" || failed=1
+      done ;;
     steps) measure steps bench/test_optim.py bench/test_groups.py bench/test_adamw.py ;;
     deploy | deploy:* | autotune | autotune:*)
       test=test_forward && [[ $part == autotune* ]] && test=test_autotuned
       [[ $part == *:* ]] || nets="vgg19 densenet40 resnet50 resnet164"
       for net in $nets; do measure "${part%:*}-$net" bench/test_deploy.py -k "$test and $net"; done ;;
-    *) echo "gpu.sh: part $part: is none of checks, steps, deploy, autotune, psconv" >&2; exit 2 ;;
+    *) echo "gpu.sh: part $part: is none of checks, steps, deploy, autotune, psconv, sanitize" >&2; exit 2 ;;
   esac
 done
 exit $failed

@@ -80,9 +80,9 @@ def eager(model: nn.Module, x: Tensor, memory_format: torch.memory_format) -> Fo
     return lambda: own(image)
 
 
-def deployed(model: nn.Module, x: Tensor) -> Forward:
+def deployed(model: nn.Module, x: Tensor, autotune: bool = False) -> Forward:
     ready, image = (
-        slimfast.deploy(copy.deepcopy(model).to(DEVICE), x[:1].float(), dtype=DTYPE),
+        slimfast.deploy(copy.deepcopy(model).to(DEVICE), x[:1].float(), dtype=DTYPE, autotune=autotune),
         x.contiguous(memory_format=torch.channels_last),
     )
     return lambda: ready(image)
@@ -202,6 +202,7 @@ def test_autotuned(compare: Compare, name: str, channels: int, size: int, batch:
     pruned, x = nets.pruned, nets.x
     ways: dict[str, Callable[[], Forward]] = {
         "deployed": lambda: deployed(pruned, x),
+        "deployed, autotune": lambda: deployed(pruned, x, autotune=True),
         "pruned, NHWC": lambda: eager(pruned, x, torch.channels_last),
         "pruned, max-autotune, CUDA graphs": lambda: compiled(pruned, x, "max-autotune"),
         "pruned, TensorRT": lambda: tensorrt(pruned, x),

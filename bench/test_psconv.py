@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import slimfast
 from slimfast import models
 from slimfast.nn import PSConv2d, convert_psconv
-from slimfast.packed.plan import _fastest
+from slimfast.packed.cpu import fastest
 from slimfast.packed.psconv import Prepared, PSConv
 
 Function = Callable[[], Any]
@@ -73,9 +73,9 @@ def test_psconv_forward(compare: Compare, shape: str, variant: str, batch: int) 
     expected = dense(x)
     op = slimfast.deploy(nn.Sequential(sparse), x).program.ops[0]
     assert isinstance(op, PSConv)
-    chosen, skips, masked = _fastest(op, [x], False), Prepared(op, x), _fastest(op.dense(), [x], False)
+    chosen, skips, masked = fastest(op, [x], False), Prepared(op, x), fastest(op.dense(), [x], False)
     plain = nn.Conv2d(*SHAPES[shape][:2], 3, SHAPES[shape][3], 1, bias=False)
-    onednn = _fastest(slimfast.deploy(nn.Sequential(plain), x).program.ops[0], [x], False)
+    onednn = fastest(slimfast.deploy(nn.Sequential(plain), x).program.ops[0], [x], False)
     function = compiled(dense, x)
     for own in (chosen, skips, masked, function):
         torch.testing.assert_close(own(x), expected, rtol=1e-3, atol=1e-4)

@@ -26,21 +26,14 @@ class Compiled:
         return self.sass.count(instruction)
 
 
-def compile_triton(
-    kernel: str,  # "slimfast.kernels.prox:prox_kernel"
-    signature: dict[str, str],  # argument -> "*fp32", "i32", ... ; compile-time ones are "constexpr"
-    constexprs: dict[str, Any],
-    divisible: list[str],  # arguments that are multiples of 16, as aligned pointers are
-    arch: int,  # 80, 90, 100
-    num_warps: int = 4,
-    num_stages: int = 3,
-    maxnreg: int | None = None,
-) -> Compiled:
-    return compile_all([dict(locals())])[0]
-
-
 def compile_all(requests: list[dict[str, Any]]) -> list[Compiled]:
-    """Many in one process, whose start takes longer than a kernel. A request names the arguments above."""
+    """Many in one process, whose start takes longer than a kernel.
+
+    Args:
+        requests: kernel, "slimfast.kernels.prox:prox_kernel"; signature, argument -> "*fp32", "i32", ...,
+            compile-time ones "constexpr"; constexprs, their values; divisible, arguments that are multiples
+            of 16, as aligned pointers are; arch, 80, 90 or 100; num_warps; num_stages; maxnreg or none.
+    """
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     with tempfile.TemporaryDirectory() as cache:
         answer = subprocess.run(

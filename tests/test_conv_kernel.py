@@ -1,5 +1,6 @@
 """The convolution kernel: interpreted on random shapes, and compiled for GPUs that are not here."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from conv_truth import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from offline import Compiled, compile_triton
+from offline import Compiled, compile_all
 from slimfast.kernels.conv import launch, tiles
 from slimfast.kernels.conv_into import launch as launch_into
 
@@ -17,7 +18,7 @@ from slimfast.ops.conv_into import reference as reference_into
 POINTERS = ["x_ptr", "w_ptr", "bias_ptr", "scale_ptr", "shift_ptr", "residual_ptr", "vectors_ptr", "y_ptr"]
 NUMBERS = ["ROWS", "H", "W", "OH", "OW", "C_UNITS", "O_UNITS"]
 NUMBERS += ["X_UNITS", "Y_UNITS", "RESIDUAL_UNITS", "RESIDUAL_ROWS"]
-POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -145,9 +146,9 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         launch(x, weight, None, None, None, torch.zeros(1, 2, 4, 3), False, *geometry)
 
 
-def compiled(
+def request(
     dtype: torch.dtype, widths: tuple[int, int], rows: int, prologue: bool, arch: int, vectors: bool = False
-) -> Compiled:
+) -> dict[str, Any]:
     """The kernel at the configuration that the run time takes for a layer of these inputs and outputs."""
     align_c, align_o = (1 if width % 8 else 8 for width in widths)
     cut = tiles(rows, widths[1], widths[0], dtype, prologue, align_c == align_o == 8)
@@ -166,53 +167,51 @@ def compiled(
         **dict.fromkeys(NUMBERS, "i32"),
         **dict.fromkeys(constants, "constexpr"),
     }
-    kernel = "slimfast.kernels.conv:conv_kernel"
-    return compile_triton(kernel, signature, constants, pointers, arch, cut.num_warps, cut.num_stages)
+    return {
+        "kernel": "slimfast.kernels.conv:conv_kernel",
+        "signature": signature,
+        "constexprs": constants,
+        "divisible": pointers,
+        "arch": arch,
+        "num_warps": cut.num_warps,
+        "num_stages": cut.num_stages,
+    }
 
 
-def assert_good(kernel: Compiled, aligned: bool) -> None:
-    assert kernel.local_bytes == 0, "spills"
-    assert kernel.shared <= 99 * 1024, "more shared memory than every one of these GPUs has"
-    assert kernel.count("HMMA") + kernel.count("HGMMA") + kernel.count("UTCHMMA"), "no tensor cores"
+def assert_good(kernel: Compiled, aligned: bool, case: object = "") -> None:
+    assert kernel.local_bytes == 0, f"{case}: spills"
+    assert kernel.shared <= 99 * 1024, f"{case}: more shared memory than every one of these GPUs has"
+    assert kernel.count("HMMA") + kernel.count("HGMMA") + kernel.count("UTCHMMA"), f"{case}: no tensor cores"
     if aligned:
-        assert kernel.count("LDG.E.128") + kernel.count("LDGSTS.E.BYPASS.128") > 0
-        assert kernel.count("STG.E.128") > 0
-        assert not kernel.count("LDG.E.U16")
+        assert kernel.count("LDG.E.128") + kernel.count("LDGSTS.E.BYPASS.128") > 0, f"{case}: narrow loads"
+        assert kernel.count("STG.E.128") > 0, f"{case}: narrow stores"
+        assert not kernel.count("LDG.E.U16"), f"{case}: single numbers loaded"
 
 
 @pytest.mark.parametrize(("arch", "prologue"), [(80, True), (90, False), (100, True)])
 def test_compiles_without_spills_on_tensor_cores(arch: int, prologue: bool) -> None:
-    assert_good(compiled(torch.bfloat16, (64, 64), 10**6, prologue, arch), aligned=True)
+    [kernel] = compile_all([request(torch.bfloat16, (64, 64), 10**6, prologue, arch)])
+    assert_good(kernel, aligned=True)
 
 
 def test_a_layer_of_a_dense_block_compiles_to_wide_accesses() -> None:
-    assert_good(compiled(torch.bfloat16, (216, 16), 10**6, True, 90), aligned=True)
+    all_of_them = request(torch.bfloat16, (216, 16), 10**6, True, 90)
+    some_vectors = request(torch.bfloat16, (184, 16), 10**6, True, 90, vectors=True)
+    for kernel in compile_all([all_of_them, some_vectors]):
+        assert_good(kernel, aligned=True)
 
 
-def test_some_vectors_compile_to_wide_accesses() -> None:
-    assert_good(compiled(torch.bfloat16, (184, 16), 10**6, True, 90, vectors=True), aligned=True)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("arch", [80, 90, 100])
-@pytest.mark.parametrize("dtype", list(POINTER))
-@pytest.mark.parametrize("widths", [(16, 16), (64, 64), (64, 16), (16, 64)])
-@pytest.mark.parametrize("rows", [1000, 10**6])
-@pytest.mark.parametrize("prologue", [False, True])
-def test_every_configuration_of_some_vectors_compiles_well(
-    arch: int, dtype: torch.dtype, widths: tuple[int, int], rows: int, prologue: bool
-) -> None:
-    assert_good(compiled(dtype, widths, rows, prologue, arch, vectors=True), aligned=True)
+WIDTHS = [(16, 16), (64, 64), (13, 13), (33, 33), (64, 16), (16, 64), (3, 24)]
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("vectors", [False, True])
 @pytest.mark.parametrize("arch", [80, 90, 100])
 @pytest.mark.parametrize("dtype", list(POINTER))
-@pytest.mark.parametrize("widths", [(16, 16), (64, 64), (13, 13), (33, 33), (64, 16), (16, 64), (3, 24)])
-@pytest.mark.parametrize("rows", [1000, 10**6])
-@pytest.mark.parametrize("prologue", [False, True])
-def test_every_configuration_compiles_well(
-    arch: int, dtype: torch.dtype, widths: tuple[int, int], rows: int, prologue: bool
-) -> None:
-    aligned = all(width % 8 == 0 for width in widths)
-    assert_good(compiled(dtype, widths, rows, prologue, arch), aligned)
+def test_every_configuration_compiles_well(dtype: torch.dtype, arch: int, vectors: bool) -> None:
+    """Some vectors are always of 8 channels."""
+    widths = [both for both in WIDTHS if not vectors or all(width % 8 == 0 for width in both)]
+    cases = list(product(widths, [1000, 10**6], [False, True]))
+    kernels = compile_all([request(dtype, *case, arch, vectors) for case in cases])
+    for case, kernel in zip(cases, kernels, strict=True):
+        assert_good(kernel, all(width % 8 == 0 for width in case[0]), case)

@@ -102,13 +102,15 @@ def test_any_memory_format_batch_and_size(small: nn.Module) -> None:
 
 @torch.no_grad()
 def test_large_batches_run_in_chunks(small: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the weights, which every chunk reads anew, are many beside the values."""
     x = images(11)
     whole = slimfast.deploy(small, x)(x)
-    monkeypatch.setattr("slimfast.packed.plan._CHUNK_BYTES", 100_000)
-    chunked = slimfast.deploy(small, x)
-    torch.testing.assert_close(chunked(x), whole)
-    [ready] = chunked._plans.values()
-    assert type(ready).__name__ == "Chunks"
+    for name, number, kind in (("_CHUNK_BYTES", 100_000, "Plan"), ("_WORTH", 0, "Chunks")):
+        monkeypatch.setattr(f"slimfast.packed.plan.{name}", number)
+        chunked = slimfast.deploy(small, x)
+        torch.testing.assert_close(chunked(x), whole)
+        [ready] = chunked._plans.values()
+        assert type(ready).__name__ == kind
 
 
 def test_results_are_new_tensors(small: nn.Module) -> None:

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from slimfast import graph, models
 from slimfast.packed import gpu
+from slimfast.packed.choose import Run, Seconds
 from slimfast.packed.fuse import fuse
 from slimfast.packed.gpu.basic_blocks import FusedBasicBlock
 from slimfast.packed.gpu.blocks import Block, FusedBlock
 from slimfast.packed.gpu.chains import Chain, FusedChain, find_chains
-from slimfast.packed.gpu.choose import Run
 from slimfast.packed.gpu.flat import FlatConv, is_flat
-from slimfast.packed.gpu.fused import FusedConv, LibraryConv
-from slimfast.packed.gpu.run import Seconds
+from slimfast.packed.gpu.fused import FusedConv
 from slimfast.packed.gpu.sizes import image_sizes
+from slimfast.packed.library import LibraryConv
 from slimfast.packed.lower import lower
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Conv, Pool
@@ -201,7 +201,7 @@ def test_the_fastest_way_is_kept(net: nn.Module, x: Tensor, whole: list[type]) -
     assert isinstance(op, Conv | Block | Chain)
     inputs = [x for _ in op.inputs]
     for kind in whole:
-        run = gpu.fastest(op, inputs, clock(kind))
+        run = gpu.fastest(op, inputs, clock(kind), autotune=False)
         assert isinstance(run, kind)
         torch.testing.assert_close(run(*inputs), program.run(x), rtol=1e-12, atol=1e-12)
 
@@ -212,7 +212,7 @@ def test_steps_are_kept_where_they_are_faster(net: nn.Module, x: Tensor, whole: 
     [op] = gpu.merge(program, x.float()).ops
     assert isinstance(op, Block | Chain)
     inputs = [x for _ in op.inputs]
-    run = gpu.fastest(op, inputs, clock(type(lambda: None)))
+    run = gpu.fastest(op, inputs, clock(type(lambda: None)), autotune=False)
     assert not isinstance(run, whole[0])
     torch.testing.assert_close(run(*inputs), program.run(x), rtol=1e-12, atol=1e-12)
 

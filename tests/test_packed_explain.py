@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import slimfast
 from slimfast import graph, models
 from slimfast.nn import ChannelPlace, ChannelSelect
+from slimfast.packed.choose import quickest
 from slimfast.packed.explain import ExplainedCall, Explanation
-from slimfast.packed.gpu.choose import quickest
 
 PLACE = ChannelPlace(torch.tensor([1, 3]), torch.ones(4))
 
@@ -300,13 +300,12 @@ def test_measured_ways_and_blocks_are_told(monkeypatch: pytest.MonkeyPatch) -> N
         run(*inputs)
         return 2e-6 if type(run).__name__ == "FusedBlock" else 3e-6
 
-    def planned(program: Any, images: Tensor) -> Any:
-        return plan.Plan(find_blocks(program, widest=8), images)
-
     def fastest(op: Any, inputs: Sequence[Any], overwrite: bool) -> Any:
-        return gpu.fastest(op, inputs, seconds) if op.kind == "block" else op.run
+        return gpu.fastest(op, inputs, seconds, autotune=False) if op.kind == "block" else op.run
 
-    monkeypatch.setattr(plan, "_fastest", fastest)
+    def planned(program: Any, images: Tensor, autotune: bool) -> Any:
+        return plan.Plan(find_blocks(program, widest=8), images, fastest)
+
     monkeypatch.setattr(deployed, "plan", planned)
 
     def run(n: Net, x: Tensor) -> Tensor:

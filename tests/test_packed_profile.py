@@ -88,6 +88,7 @@ def test_a_slow_op_is_found() -> None:
 
 def test_batches_in_chunks_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slimfast.packed.plan._CHUNK_BYTES", 480)
+    monkeypatch.setattr("slimfast.packed.plan._WORTH", 0)
     net, x = Net(lambda n, x: n.c(n.a(x)), a=conv(bias=False), c=conv(bias=False)).float(), X.float()
     ready = slimfast.deploy(net, x)
     assert len(ready.pieces(x)) == 3
@@ -100,13 +101,12 @@ def test_batches_in_chunks_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_blocks_count_all_their_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where a block is one op."""
 
-    def planned(program: Any, images: Tensor) -> Any:
-        return plan.Plan(find_blocks(program, widest=8), images)
-
     def reference(op: Any, inputs: Sequence[Any], overwrite: bool) -> Any:
         return op.run
 
-    monkeypatch.setattr(plan, "_fastest", reference)
+    def planned(program: Any, images: Tensor, autotune: bool) -> Any:
+        return plan.Plan(find_blocks(program, widest=8), images, reference)
+
     monkeypatch.setattr(deployed, "plan", planned)
     layers = {"a": nn.Conv2d(4, 2, 1), "b": conv(2, 3), "c": nn.Conv2d(3, 4, 1)}
     [op] = profiled(Net(lambda n, x: x + n.c(n.b(n.a(x).relu()).relu()), **layers)).ops

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from slimfast import graph
 from slimfast.nn import ChannelSelect
+from slimfast.packed.choose import quickest
 from slimfast.packed.fuse import fuse
-from slimfast.packed.gpu.choose import quickest
 from slimfast.packed.gpu.tail import PooledLinear, find_tails
 from slimfast.packed.lower import lower
 from slimfast.packed.op import Op

@@ -79,6 +79,7 @@ def _bench(given: Namespace) -> None:
         x = one.repeat(given.batch, 1, 1, 1)
     model = model.to(device)
     deployed = model if isinstance(model, Deployed) else slimfast.deploy(model, one, dtype=dtype)
+    deployed.autotune = given.autotune
     answer: dict[str, Any] = {"file": str(given.file), "batch": given.batch, "device": str(device)}
     answer |= {"dtype": str(deployed.dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
     with Display().working(f"timing the ops of {given.file} at batch {given.batch}") as progress:

@@ -145,6 +145,11 @@ def _add_bench(commands: "argparse._SubParsersAction[_Parser]") -> None:
     command.add_argument(
         "--no-compile", action="store_true", help="leave torch.compile out, which takes long"
     )
+    command.add_argument(
+        "--autotune",
+        action="store_true",
+        help="the deployed network may use torch.compile where that is faster; takes minutes",
+    )
     command.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw a bar for every op's time")
     _add_numbers(command)
 

@@ -1,5 +1,7 @@
 """deploy: from a model to a network ready for inference."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,12 @@ from slimfast.packed.out_of_memory import needs_memory
 
 
 def deploy(
-    model: nn.Module, example_inputs: object, dtype: torch.dtype | None = None, *, explain: bool = False
+    model: nn.Module,
+    example_inputs: object,
+    dtype: torch.dtype | None = None,
+    *,
+    explain: bool = False,
+    autotune: bool = False,
 ) -> Deployed:
     """Makes a model ready for inference: BatchNorm folded, passes over memory merged, images in NHWC.
 
@@ -24,6 +31,9 @@ def deploy(
         dtype: of the computation: float64, float32, bfloat16 or float16; the model's own if None.
         explain: the result's `explanation` says which op each module and function call became, why not a
             better one, and how each op runs for images like the example. Print it.
+        autotune: the first call with a new shape of images also tries torch.compile in mode max-autotune,
+            on the whole network and on a GPU on each convolution, and keeps what is fastest. Minutes for
+            each shape, less where Inductor's cache on disk knows it.
 
     Returns:
         A callable for images on the model's device.
@@ -47,9 +57,12 @@ def deploy(
     program = ops.program()
     program.check(x.shape[1])
     deployed = Deployed(program, x.shape[1], dtype or own_dtype, own_dtype, device)
+    deployed.autotune = autotune
     if explain:
-        [(plan, _), *_] = deployed.pieces(x.to(deployed.dtype))
-        deployed.explanation = explained(calls, ops, plan.steps, x.shape, str(device))
+        x = x.to(deployed.dtype)
+        [(plan, _), *_] = deployed.pieces(x)
+        explanation = explained(calls, ops, plan.steps, x.shape, str(device))
+        deployed.explanation = replace(explanation, compiled=deployed.compiled(x))
     return deployed
 
 

@@ -1,6 +1,6 @@
 """A network ready for inference: checks its input, plans for its shape, runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map_only
 
 from slimfast.packed.explain import Explanation
 from slimfast.packed.out_of_memory import needs_memory
-from slimfast.packed.plan import Plan, pieces, plan
+from slimfast.packed.plan import Plan, Whole, pieces, plan
 from slimfast.packed.program import Program
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -29,6 +29,8 @@ class Deployed(nn.Module):
         dtype: of the computation.
         output_dtype: of the result.
         device: where the network is.
+        autotune: whether the first call with another shape of images tries torch.compile, too; see
+            `slimfast.deploy`.
         explanation: what `slimfast.deploy(..., explain=True)` found; None otherwise.
     """
 
@@ -46,6 +48,7 @@ class Deployed(nn.Module):
         self.dtype = dtype
         self.output_dtype = output_dtype
         self.device = device
+        self.autotune = False
         self.explanation: Explanation | None = None
         self._plans: dict[torch.Size, Callable[[Tensor], Any]] = {}
         self.eval()
@@ -76,6 +79,17 @@ class Deployed(nn.Module):
         with needs_memory("x", x.shape, self.device):
             images = self._images(x)
             return pieces(self._plan(images), images)
+
+    @torch.no_grad()
+    def compiled(self, x: Tensor) -> Mapping[str, float]:
+        """Seconds of "torch.compile" and "op by op" if images x run the first way, whole; {} if not.
+
+        Raises as `forward`.
+        """
+        self._check(x)
+        with needs_memory("x", x.shape, self.device):
+            ready = self._plan(self._images(x))
+        return ready.seconds if isinstance(ready, Whole) else {}
 
     def _images(self, x: Tensor) -> Tensor:
         return x.to(self.dtype, memory_format=torch.channels_last)
@@ -114,7 +128,7 @@ class Deployed(nn.Module):
         if ready is None:
             if len(self._plans) >= _PLANS_KEPT:
                 self._plans.clear()
-            ready = self._plans[images.shape] = plan(self.program, images)
+            ready = self._plans[images.shape] = plan(self.program, images, self.autotune)
         return ready
 
     def _fresh(self, y: Tensor, x: Tensor) -> Tensor:

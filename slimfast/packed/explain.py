@@ -1,7 +1,7 @@
 """What deploy made of each call of a model, why it is nothing better, and how each op runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from slimfast.packed.fuse import Ops
@@ -74,18 +74,22 @@ class Explanation:
         device: on which they run.
         calls: of the model, each once, in order.
         ops: of the program, in order.
+        compiled: median seconds of "torch.compile" and "op by op" if the whole network runs the first way;
+            the ops are then those of the second.
     """
 
     shape: tuple[int, ...]
     device: str
     calls: tuple[ExplainedCall, ...]
     ops: tuple[ExplainedOp, ...]
+    compiled: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON; times in microseconds."""
         return {
             "shape": list(self.shape),
             "device": self.device,
+            "compiled_us": {name: 1e6 * seconds for name, seconds in self.compiled.items()},
             "calls": [{**vars(call), "ops": list(call.ops)} for call in self.calls],
             "ops": [
                 {
@@ -103,6 +107,9 @@ class Explanation:
     def __str__(self) -> str:
         sizes = "x".join(map(str, self.shape))
         lines = [f"{len(self.calls)} calls in {len(self.ops)} ops; images {sizes} on {self.device}"]
+        if self.compiled:
+            whole = Way("torch.compile", (), self.compiled)
+            lines.append(f"runs whole under {whole}; its ops one by one:")
         for op in self.ops:
             lines.append(f"{op.kind} {op.name}: {_way(op)}{f'; {op.why}' if op.why else ''}")
             lines += [self._row(call) for call in self.calls if op.name in call.ops[:1]]

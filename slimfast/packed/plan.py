@@ -2,39 +2,60 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from slimfast.packed import gpu
+from slimfast.packed import cpu, gpu
+from slimfast.packed.choose import Run, cpu_seconds, gpu_seconds, quickest, watched
+from slimfast.packed.compiled import Compiled, network
 from slimfast.packed.cpu import onednn
-from slimfast.packed.cpu.direct import DirectConv, Join, is_faster
+from slimfast.packed.cpu.direct import DirectConv, Join
 from slimfast.packed.cpu.memory import Arenas, Writers
-from slimfast.packed.gpu.blocks import Block
-from slimfast.packed.gpu.buffer import ConvInto
-from slimfast.packed.gpu.chains import Chain
-from slimfast.packed.gpu.choose import Run, gpu_seconds, watched
 from slimfast.packed.gpu.graph_capture import Graph, capture
-from slimfast.packed.gpu.tail import PooledLinear
 from slimfast.packed.op import Op
-from slimfast.packed.ops import Call, Concat, Constant, Conv, Flatten
+from slimfast.packed.ops import Call, Concat, Constant, Flatten
 from slimfast.packed.program import Program
-from slimfast.packed.psconv import Prepared, PSConv, is_sparse_faster
 
-_CHUNK_BYTES = 4 * 2**20  # of one value; of 1/4 to 16 MiB the fastest on ResNet-164 and DenseNet-40
+_CHUNK_BYTES = 8 * 2**20  # of one value; of 1 to 64 MiB the fastest on ResNet-164, DenseNet-40 and ResNet-50
+_WORTH = 8  # bytes of values that a piece of the batch makes for each byte of weights, which it reads anew
 
 
-def plan(program: Program, images: Tensor) -> Callable[[Tensor], Any]:
+def plan(program: Program, images: Tensor, autotune: bool = False) -> Callable[[Tensor], Any]:
     """A callable for images of this shape.
 
     Args:
         program: of one argument, with weights where they will be used.
         images: as they will come, in torch.channels_last.
+        autotune: try torch.compile, too: for the whole network, on a GPU also for each convolution.
     """
-    if images.is_cuda:
-        return capture(Plan(gpu.merge(program, images), images), images)
+    ready = _on_gpu(program, images, autotune) if images.is_cuda else _on_cpu(program, images)
+    if not autotune or not isinstance(ready(images), Tensor):
+        return ready
+
+    @cache
+    def compiled() -> Callable[[Tensor], Any]:
+        run = Compiled(network(program, images))
+        run(images)
+        return capture(run, images) if images.is_cuda else run
+
+    whole: dict[str, Run] = {"op by op": ready, "torch.compile": lambda x: compiled()(x)}
+    with watched() as choices:
+        run = quickest(whole, [images], gpu_seconds if images.is_cuda else cpu_seconds)
+    return ready if run is ready else Whole(compiled(), ready, choices[-1])
+
+
+def _on_gpu(program: Program, images: Tensor, autotune: bool) -> Callable[[Tensor], Any]:
+    def choose(op: Op, inputs: Sequence[Any], overwrite: bool) -> Run:
+        del overwrite  # CUDA graphs have memory of their own
+        return gpu.fastest(op, inputs, gpu_seconds, autotune)
+
+    return capture(Plan(gpu.merge(program, images), images, choose), images)
+
+
+def _on_cpu(program: Program, images: Tensor) -> Callable[[Tensor], Any]:
     count = _chunk(program, images)
     return Plan(program, images) if count >= len(images) else Chunks(program, images, count)
 
@@ -44,8 +65,11 @@ def _chunk(program: Program, images: Tensor) -> int:
     batch = len(images)
     if batch < 2 or not all(map(_keeps_images_apart, program.ops)):
         return batch
-    pieces = -(-Plan(program, images[:1]).largest * batch // _CHUNK_BYTES)
-    return -(-batch // min(pieces, batch))
+    one = Plan(program, images[:1])
+    weights = sum(tensor.nbytes for op in program.ops for tensor in op.tensors().values())
+    worth = one.made * batch // max(_WORTH * weights, 1)
+    pieces = min(-(-one.largest * batch // _CHUNK_BYTES), worth, batch)
+    return -(-batch // max(pieces, 1))
 
 
 def _keeps_images_apart(op: Op) -> bool:
@@ -85,14 +109,24 @@ def _run_step(step: Step, run: Run, inputs: Sequence[Any]) -> Any:
 
 
 class Plan:
-    """Runs a program on whole batches of one shape; arguments as for `plan`.
+    """Runs a program on whole batches of one shape.
+
+    Args:
+        program, images: as for `plan`.
+        choose: how to run an op on such inputs; the third argument: its residual may be overwritten.
 
     Attributes:
         steps: in the order in which they run.
-        largest: bytes of the largest value.
+        made: bytes of all values that are images.
+        largest: bytes of the largest of them.
     """
 
-    def __init__(self, program: Program, images: Tensor) -> None:
+    def __init__(
+        self,
+        program: Program,
+        images: Tensor,
+        choose: Callable[[Op, Sequence[Any], bool], Run] = cpu.fastest,
+    ) -> None:
         [self._input], self._output = program.inputs, program.output
         steps: list[Step] = []
         shapes, into, over = {self._input: images.shape}, set[str](), dict[str, str]()
@@ -104,7 +138,7 @@ class Plan:
             inputs = [values[name] for name in op.inputs]
             is_free = _is_free(program, op, unused)
             with watched() as choices:
-                run = _fastest(op, inputs, overwrite=is_free)
+                run = choose(op, inputs, is_free)
             values[op.name] = y = run(*inputs)
             if _may_be_placed(y, images):
                 shapes[op.name] = y.shape
@@ -115,7 +149,8 @@ class Plan:
             steps.append(Step(op, run, unused, choices[-1] if choices else {}))
             for name in unused:
                 del values[name]
-        self.largest = max(shape.numel() for shape in shapes.values()) * images.itemsize
+        sizes = [shape.numel() * images.itemsize for shape in shapes.values()]
+        self.made, self.largest = sum(sizes), max(sizes)
         self._arenas = Arenas(program, Writers(shapes, frozenset(into), over), images.dtype)
         self.steps = [ready for step in steps for ready in self._in_place(step)]
 
@@ -154,8 +189,27 @@ class Chunks:
         return [(self._plans[len(chunk)], chunk) for chunk in images.split(self._count)]
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A whole network under torch.compile, where that is faster than op by op.
+
+    Attributes:
+        run: does it.
+        by_op: the other way, kept to show what the ops are and take.
+        seconds: of both.
+    """
+
+    run: Callable[[Tensor], Any]
+    by_op: Callable[[Tensor], Any]
+    seconds: Mapping[str, float]
+
+    def __call__(self, images: Tensor) -> Any:
+        return self.run(images)
+
+
 def pieces(ready: Callable[[Tensor], Any], images: Tensor) -> list[tuple[Plan, Tensor]]:
     """What `plan` returned as plans whose ops can be run one by one, each with its share of the images."""
+    ready = ready.by_op if isinstance(ready, Whole) else ready
     ready = ready.run if isinstance(ready, Graph) else ready
     if isinstance(ready, Chunks):
         return ready.pieces(images)
@@ -178,17 +232,3 @@ def _is_free(program: Program, op: Op, unused: Sequence[str]) -> bool:
     readers = [other for other in program.ops if op.inputs[1] in other.inputs]
     shares = Call | Concat | Constant | Flatten
     return bool(makers) and not any(isinstance(other, shares) for other in (*makers, *readers))
-
-
-def _fastest(op: Op, inputs: Sequence[Any], overwrite: bool) -> Callable[..., Any]:
-    if isinstance(op, Conv | Block | Chain | ConvInto | PooledLinear) and inputs[0].is_cuda:
-        return gpu.fastest(op, inputs, gpu_seconds)
-    if isinstance(op, PSConv):
-        if is_sparse_faster(op, inputs[0]):
-            return Prepared(op, inputs[0])
-        return _fastest(op.dense(), inputs, overwrite)
-    if isinstance(op, Conv) and is_faster(op, *inputs):
-        return DirectConv(op, inputs[0])
-    if isinstance(op, Conv) and onednn.supports(op, *inputs):
-        return onednn.PackedConv(op, inputs[0], overwrite)
-    return op.run

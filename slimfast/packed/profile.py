@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slimfast.packed.choose import Run
 from slimfast.packed.deployed import Deployed
-from slimfast.packed.gpu.choose import Run
 from slimfast.packed.op import Op
 from slimfast.packed.plan import Plan, Step
 
@@ -59,6 +59,7 @@ class Profile:
         rate: floating-point operations per second, in this dtype, of a large matrix product or convolution,
             whichever is faster.
         ops: in the order in which they run.
+        is_compiled: the network runs whole under torch.compile; the ops are timed as they run one by one.
     """
 
     shape: tuple[int, ...]
@@ -68,6 +69,7 @@ class Profile:
     bandwidth: float
     rate: float
     ops: tuple[OpTime, ...]
+    is_compiled: bool = False
 
     @property
     def in_ops(self) -> float:
@@ -120,7 +122,8 @@ class Profile:
 
     def _head(self) -> str:
         sizes = "x".join(map(str, self.shape))
-        times = f"{1e3 * self.seconds:.3f} ms a call, {1e3 * self.in_ops:.3f} ms in its ops"
+        whole = " under torch.compile" if self.is_compiled else ""
+        times = f"{1e3 * self.seconds:.3f} ms a call{whole}, {1e3 * self.in_ops:.3f} ms in its ops"
         return f"{sizes} on {self.device}, {self.dtype}: {times}"
 
     def _foot(self) -> str:
@@ -168,7 +171,16 @@ def profile(
     _count(pieces, found, len(x))
     dtype = str(deployed.dtype).removeprefix("torch.")
     ops = tuple(total.op_time(bandwidth, rate) for total in found.values())
-    return Profile(tuple(x.shape), str(x.device), dtype, statistics.median(whole[1:]), bandwidth, rate, ops)
+    return Profile(
+        tuple(x.shape),
+        str(x.device),
+        dtype,
+        statistics.median(whole[1:]),
+        bandwidth,
+        rate,
+        ops,
+        is_compiled=bool(deployed.compiled(x)),
+    )
 
 
 @dataclass

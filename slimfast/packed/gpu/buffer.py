@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimfast.packed.gpu.choose import Run
-from slimfast.packed.gpu.fused import FusedConv, LibraryConv, fused_ways
+from slimfast.packed.choose import Run
+from slimfast.packed.compiled import Compiled
+from slimfast.packed.gpu.fused import FusedConv, fused_ways, widened
+from slimfast.packed.library import LibraryConv
 from slimfast.packed.op import Channels, Op
 from slimfast.packed.ops import Conv, Pair
 
@@ -73,11 +75,15 @@ class ConvInto(Op):
         _require_room(self, inputs[-1], self.start + written)
         return self.count
 
-    def ways(self, x: Tensor) -> dict[str, Run]:
-        """How it can run on a GPU, on inputs like x."""
-        library = self._copied(LibraryConv(self.conv, x))
-        ours = {f"{name}, in place": self._written_by(way) for name, way in fused_ways(self.conv, x).items()}
-        return {"torch's convolution and a copy": library, **ours}
+    def ways(self, x: Tensor, autotune: bool) -> dict[str, Run]:
+        """How it can run on a GPU, on inputs like x; under torch.compile, too, if `autotune`."""
+        library = LibraryConv(widened(self.conv, x.shape[1]), x)
+        ways = {"torch's convolution and a copy": self._copied(library)}
+        if autotune:
+            ways["torch.compile's convolution and a copy"] = self._copied(Compiled(library))
+        for name, way in fused_ways(self.conv, x).items():
+            ways[f"{name}, in place"] = self._written_by(way)
+        return ways
 
     def _written_by(self, fused: FusedConv) -> Run:
         def write(*inputs: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimfast.packed.gpu.fused import FusedConv, LibraryConv, widened
+from slimfast.packed.gpu.fused import FusedConv, widened
+from slimfast.packed.library import LibraryConv
 from slimfast.packed.ops import Conv
 from slimfast.packed.psconv import PSConv
 

@@ -1,15 +1,13 @@
-"""Convolutions on GPUs, by our kernel or by the library: what one image shape decides is decided once."""
+"""Convolutions on GPUs by our kernel: what one image shape decides is decided once."""
 
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from slimfast.ops.conv import channels_of, conv
 from slimfast.ops.conv_into import conv_into
-from slimfast.packed.ops import Affine, Conv
+from slimfast.packed.ops import Conv
 
 
 class FusedConv:
@@ -68,30 +66,6 @@ def live_vectors(op: Conv, count: int) -> Tensor | None:
     weight = widened(op, count).weight
     live = (weight.unflatten(1, (-1, 8)) != 0).transpose(0, 1).flatten(1).any(1)
     return None if live.all() or not live.any() else live.nonzero().flatten().int()
-
-
-class LibraryConv:
-    """The same through torch's own convolution, whose bias, sum and ReLU are kernels of their own."""
-
-    way: ClassVar[str] = "torch's convolution"
-
-    def __init__(self, op: Conv, x: Tensor) -> None:
-        self._op = op = widened(op, x.shape[1])
-        bias = op.bias_for(x)
-        self._vector = bias if bias is not None and bias.dim() == 1 else None
-        self._map = bias if bias is not None and bias.dim() == 4 else None
-        self._prologue = None
-        if op.scale is not None and op.shift is not None:
-            self._prologue = Affine(name="", inputs=("",), scale=op.scale, shift=op.shift, relu=True)
-        self._weight = op.weight.contiguous(memory_format=torch.channels_last)
-
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        op = self._op
-        x = x if self._prologue is None else self._prologue.run(x)
-        y = F.conv2d(x, self._weight, self._vector, op.stride, op.padding, op.dilation, op.groups)
-        for added in (self._map, residual):
-            y = y if added is None else y.add_(added)
-        return y.relu_() if op.relu else y
 
 
 def widened(op: Conv, count: int) -> Conv:

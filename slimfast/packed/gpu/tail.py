@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from slimfast.ops.pooled_linear import pooled_linear
+from slimfast.packed.choose import Run
 from slimfast.packed.fuse import Ops
-from slimfast.packed.gpu.choose import Run
 from slimfast.packed.op import Channels, Op
 from slimfast.packed.ops import Affine, Flatten, Linear, Pool, Select, select
 from slimfast.packed.program import Program

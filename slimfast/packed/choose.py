@@ -1,6 +1,7 @@
-"""Of several ways to run an op on a GPU, the fastest that is right: measured where it will run."""
+"""Of several ways to run something, the fastest that is right: measured where it will run."""
 
 import statistics
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 Run = Callable[..., Tensor]
+Seconds = Callable[[Run, Sequence[Tensor]], float]
 _WARM_UP, _ROUNDS = 3, 9
 _AHEAD = 2_000_000  # GPU cycles, about 1 ms: all launches of a run are enqueued before the first starts
 _choices: ContextVar[list[dict[str, float]]] = ContextVar("choices")
@@ -26,9 +28,7 @@ def watched() -> Iterator[list[dict[str, float]]]:
         _choices.reset(token)
 
 
-def quickest(
-    candidates: Mapping[str, Run], inputs: Sequence[Tensor], seconds: Callable[[Run, Sequence[Tensor]], float]
-) -> Run:
+def quickest(candidates: Mapping[str, Run], inputs: Sequence[Tensor], seconds: Seconds) -> Run:
     """The candidate that takes least time, of those that agree with the first.
 
     Each is run and timed in turn, so that what disturbs one disturbs all.
@@ -59,8 +59,8 @@ def _agrees(name: str, run: Run, inputs: Sequence[Tensor], expected: Tensor) -> 
     try:
         got = run(*inputs)
     except Exception as error:  # a kernel that the compiler, the driver or the device does not take
-        reason = (str(error).splitlines() or [""])[0]
-        said = f"{type(error).__name__}: {reason}"
+        lines = [line for line in str(error).splitlines() if not line.endswith(":")]  # "the compiler said:"
+        said = f"{type(error).__name__}: {lines[0] if lines else ''}"
         warnings.warn(f"{name} does not run on {expected.device} and is not used: {said}", stacklevel=2)
         return False
     limit = 16 * max(torch.finfo(expected.dtype).eps, 2**-10) * float(expected.abs().max())
@@ -80,3 +80,10 @@ def gpu_seconds(run: Run, inputs: Sequence[Tensor]) -> float:
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end)) / 1e3
+
+
+def cpu_seconds(run: Run, inputs: Sequence[Tensor]) -> float:
+    """Time of one run on the host."""
+    start = time.perf_counter()
+    run(*inputs)
+    return time.perf_counter() - start
