@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from slimfast.kernels._activation import activated
 from torch import Tensor
 
 
@@ -43,7 +44,8 @@ def conv_kernel(
     DIL_H: tl.constexpr,
     DIL_W: tl.constexpr,
     BIAS_IS_MAP: tl.constexpr,
-    RELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr,
     ALIGN_C: tl.constexpr,  # of channels and distances of the input, of the output: 8 or 1
     ALIGN_O: tl.constexpr,
     PRECISION: tl.constexpr,  # of products of float32: "tf32" or "ieee"
@@ -82,7 +84,7 @@ def conv_kernel(
         a = tl.load(x_ptr + o_x[:, None] + o_a[None, :], mask=m_a, other=0.0)
         b = tl.load(w_ptr + o_w[:, None] + o_n[None, :], mask=m_c[:, None] & m_n[None, :], other=0.0)
         if scale_ptr is not None:
-            a = _activated(a, m_a, scale_ptr, shift_ptr, group * C_GROUP + o_c, m_c, ACC)
+            a = _prologue(a, m_a, scale_ptr, shift_ptr, group * C_GROUP + o_c, m_c, ACC)
         if WIDEN:
             a, b = a.to(ACC), b.to(ACC)
         if DOUBLE:
@@ -100,14 +102,13 @@ def conv_kernel(
     if residual_ptr is not None:
         o_r = (o_m % RESIDUAL_ROWS).to(tl.int64) * (RESIDUAL_UNITS * ALIGN_O)
         acc += tl.load(residual_ptr + o_r[:, None] + o_o[None, :], mask=m_y, other=0.0).to(ACC)
-    if RELU:
-        acc = tl.where(acc < 0, 0.0, acc)
+    acc = activated(acc, ACTIVATION, SLOPE)
     o_y = o_m.to(tl.int64) * (Y_UNITS * ALIGN_O)
     tl.store(y_ptr + o_y[:, None] + o_o[None, :], acc.to(y_ptr.dtype.element_ty), mask=m_y)
 
 
 @triton.jit
-def _activated(a, m_a, scale_ptr, shift_ptr, o_c, m_c, ACC: tl.constexpr):
+def _prologue(a, m_a, scale_ptr, shift_ptr, o_c, m_c, ACC: tl.constexpr):
     """relu(scale a + shift), and 0 outside the image: zero padding comes after the ReLU."""
     scale = tl.load(scale_ptr + o_c, mask=m_c, other=0.0).to(ACC)
     shift = tl.load(shift_ptr + o_c, mask=m_c, other=0.0).to(ACC)
@@ -157,7 +158,8 @@ def launch(
     scale: Tensor | None,
     shift: Tensor | None,
     residual: Tensor | None,
-    relu: bool,
+    activation: str,
+    slope: float,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -167,7 +169,8 @@ def launch(
     """The op ``conv``."""
     shape = _shape(x, weight, stride, padding, dilation, groups, vectors)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    write(y, x, weight, bias, scale, shift, residual, relu, stride, padding, dilation, groups, vectors)
+    arguments = (bias, scale, shift, residual, activation, slope, stride, padding, dilation, groups, vectors)
+    write(y, x, weight, *arguments)
     return y
 
 
@@ -179,7 +182,8 @@ def write(
     scale: Tensor | None,
     shift: Tensor | None,
     residual: Tensor | None,
-    relu: bool,
+    activation: str,
+    slope: float,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -225,7 +229,8 @@ def write(
             *padding,
             *dilation,
             BIAS_IS_MAP=bias is not None and bias.dim() == 4,
-            RELU=relu,
+            ACTIVATION=activation,
+            SLOPE=slope,
             ALIGN_C=align_c,
             ALIGN_O=align_o,
             PRECISION="tf32" if tf32 else "ieee",

@@ -21,8 +21,8 @@ def basic_block(
     stride: int,
 ) -> Tensor:
     """One torch operation after the other, each rounding to the dtype."""
-    y = conv_truth.conv(x, w1, b1, scale, shift, None, True, stride, 1)
-    return conv_truth.conv(y, w2, b2, None, None, residual, relu, 1, 1)
+    y = conv_truth.conv(x, w1, b1, scale, shift, None, "relu", 0.0, stride, 1)
+    return conv_truth.conv(y, w2, b2, None, None, residual, "relu" if relu else "none", 0.0, 1, 1)
 
 
 def call(

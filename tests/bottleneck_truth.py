@@ -23,9 +23,9 @@ def bottleneck(
     stride: int,
 ) -> Tensor:
     """One torch operation after the other, each rounding to the dtype."""
-    y = conv_truth.conv(x, w1, b1, scale, shift, None, True)
-    y = conv_truth.conv(y, w2, b2, None, None, None, True, stride, 1)
-    return conv_truth.conv(y, w3, b3, None, None, residual, relu)
+    y = conv_truth.conv(x, w1, b1, scale, shift, None, "relu", 0.0)
+    y = conv_truth.conv(y, w2, b2, None, None, None, "relu", 0.0, stride, 1)
+    return conv_truth.conv(y, w3, b3, None, None, residual, "relu" if relu else "none", 0.0)
 
 
 def call(

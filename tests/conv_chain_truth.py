@@ -19,7 +19,7 @@ def conv_chain(
         taps = weight[w : w + 9 * inputs * count].reshape(9, inputs, count)
         kernel = torch.stack([taps[i].T for i in range(9)], -1).reshape(count, inputs, 3, 3)
         added = bias[b : b + height * width * count].reshape(height, width, count).movedim(-1, 0)
-        x = conv_truth.conv(x, kernel, added[None], None, None, None, True, 1, 1)
+        x = conv_truth.conv(x, kernel, added[None], None, None, None, "relu", 0.0, 1, 1)
         x = F.max_pool2d(x, 2) if halve else x
         w, b = w + taps.numel(), b + added.numel()
     return x

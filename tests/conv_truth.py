@@ -7,6 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+APPLIED: Mapping[str, Callable[[Tensor, float], Tensor]] = {
+    "none": lambda x, slope: x,
+    "relu": lambda x, slope: F.relu(x),
+    "relu6": lambda x, slope: F.relu6(x),
+    "leaky_relu": F.leaky_relu,
+    "sigmoid": lambda x, slope: torch.sigmoid(x),
+    "silu": lambda x, slope: F.silu(x),
+    "hardsigmoid": lambda x, slope: F.hardsigmoid(x),
+    "hardswish": lambda x, slope: F.hardswish(x),
+    "gelu": lambda x, slope: F.gelu(x),
+    "gelu_tanh": lambda x, slope: F.gelu(x, approximate="tanh"),
+}
+
 
 def conv(
     x: Tensor,
@@ -15,7 +28,8 @@ def conv(
     scale: Tensor | None,
     shift: Tensor | None,
     residual: Tensor | None,
-    relu: bool,
+    activation: str,
+    slope: float,
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
@@ -31,7 +45,7 @@ def conv(
     if bias is not None:
         y = y + (bias if bias.dim() == 4 else bias[:, None, None])
     y = y if residual is None else y + residual
-    return y.relu() if relu else y
+    return APPLIED[activation](y, slope)
 
 
 def conv_into(y: Tensor, x: Tensor, *rest: Any) -> None:
@@ -50,7 +64,7 @@ def call(
     bias: str = "vector",
     prologue: bool = False,
     residual: int = 0,
-    relu: bool = False,
+    activation: str = "none",
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
@@ -78,7 +92,8 @@ def call(
         _numbers(x[1], dtype=dtype, seed=3) if prologue else None,
         _numbers(x[1], dtype=dtype, seed=4) if prologue else None,
         _numbers(residual, *size, dtype=dtype, seed=5) if residual else None,
-        relu,
+        activation,
+        0.1,
         *map(list, geometry[:3]),
         groups,
         *([torch.tensor(vectors, dtype=torch.int32)] if vectors else []),
@@ -87,10 +102,10 @@ def call(
 
 SHAPES: Mapping[str, tuple[Any, dict[str, Any]]] = {
     "pre-activation 3x3": (((2, 5, 6, 7), (9, 5, 3, 3)), {"prologue": True, "padding": (1, 1)}),
-    "post-activation 1x1": (((2, 8, 3, 4), (16, 8, 1, 1)), {"residual": 2, "relu": True}),
+    "post-activation 1x1": (((2, 8, 3, 4), (16, 8, 1, 1)), {"residual": 2, "activation": "relu"}),
     "strided": (((1, 17, 7, 5), (8, 17, 3, 2)), {"stride": (2, 1), "padding": (2, 1), "residual": 1}),
     "empty": (((0, 3, 4, 4), (2, 3, 1, 1)), {"bias": "none"}),
-    "size 1": (((1, 1, 1, 1), (1, 1, 1, 1)), {"prologue": True, "relu": True}),
+    "size 1": (((1, 1, 1, 1), (1, 1, 1, 1)), {"prologue": True, "activation": "relu"}),
     "1x1 map": (((3, 16, 1, 1), (3, 16, 3, 3)), {"prologue": True, "padding": (1, 1), "bias": "map"}),
     "dilated": (
         ((1, 3, 8, 7), (4, 3, 3, 3)),
@@ -99,8 +114,10 @@ SHAPES: Mapping[str, tuple[Any, dict[str, Any]]] = {
     "grouped": (((2, 6, 4, 5), (9, 2, 3, 1)), {"groups": 3, "prologue": True, "padding": (1, 0)}),
     "depthwise": (
         ((1, 8, 5, 5), (8, 1, 3, 3)),
-        {"groups": 8, "stride": (2, 2), "padding": (1, 1), "relu": True},
+        {"groups": 8, "stride": (2, 2), "padding": (1, 1), "activation": "relu"},
     ),
+    "ends with silu": (((2, 5, 4, 3), (6, 5, 3, 3)), {"activation": "silu", "padding": (1, 1)}),
+    "ends with leaky_relu": (((2, 8, 3, 4), (8, 8, 1, 1)), {"activation": "leaky_relu", "residual": 2}),
     "some vectors": (
         ((2, 24, 5, 4), (8, 24, 3, 3)),
         {"vectors": (0, 2, 3), "prologue": True, "residual": 2, "padding": (1, 1)},
@@ -129,7 +146,7 @@ INTO_CALLS: Mapping[str, Callable[[torch.dtype], tuple[Any, ...]]] = {
     label: lambda dtype, call=call, sides=sides: call_into(call(dtype), *sides)
     for (label, call), sides in zip(
         CALLS.items(),
-        [(0, 3), (8, 16), (1, 0), (2, 2), (0, 0), (3, 5), (16, 0), (0, 8), (8, 8), (8, 3)],
+        [(0, 3), (8, 16), (1, 0), (2, 2), (0, 0), (3, 5), (16, 0), (0, 8), (8, 8), (8, 8), (1, 2), (8, 3)],
         strict=True,
     )
 }

@@ -35,7 +35,8 @@ def conv(
     if scale is not None and shift is not None:
         x = torch.addcmul(narrow(shift)[:, None, None], x, narrow(scale)[:, None, None]).relu()  # type: ignore[index]
     x = x if index is None else x[:, index]
-    arguments = (x, dense, narrow(bias), None, None, residual, relu, *geometry, 1)
+    activation = ("relu" if relu else "none", 0.0)
+    arguments = (x, dense, narrow(bias), None, None, residual, *activation, *geometry, 1)
     out.copy_(conv_truth.conv(*arguments))
 
 

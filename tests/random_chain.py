@@ -1,13 +1,16 @@
 """Random packed programs of convolutions and concatenations, for tests of passes over programs."""
 
+from collections.abc import Iterable
 from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from slimfast.ops.activation import ENDINGS, FUNCTIONS, Activation
 from slimfast.packed.op import Op
 from slimfast.packed.ops import (
+    Activate,
     Add,
     Affine,
     Call,
@@ -15,9 +18,9 @@ from slimfast.packed.ops import (
     Conv,
     Flatten,
     Linear,
+    Multiply,
     Place,
     Pool,
-    Relu,
     Select,
 )
 from slimfast.packed.program import Program
@@ -72,12 +75,17 @@ class Writer:
     def _affine(self, channels: int) -> dict[str, Tensor]:
         return {"scale": self._numbers(channels), "shift": self._numbers(channels)}
 
+    def _activation(self, names: Iterable[str]) -> Activation:
+        name = self._random.choice(sorted(names))
+        return Activation(name, 0.1 if name in ("leaky_relu", "elu") else 0.0)
+
     def _conv(self) -> None:
         source, channels, size = self._pick()
         window, outputs = self._random.choice([1, 3]), self._random.choice([1, 3, 6, 8, 12, 16])
         groups = 2 if channels % 2 == outputs % 2 == 0 and self._chance(0.2) else 1
         fields: dict[str, Any] = {"padding": (window // 2, window // 2), "groups": groups}
-        fields["relu"] = self._chance(0.4)
+        if self._chance(0.5):
+            fields["activation"] = self._activation(ENDINGS)
         read = channels
         if groups == 1 and self._chance(0.3):
             read = self._random.randint(1, channels)
@@ -117,10 +125,12 @@ class Writer:
 
     def _other(self) -> None:
         name, channels, size = self._pick()
-        kind = self._random.choice([Add, Affine, Call, Place, Pool, Relu, Select])
+        kind = self._random.choice([Activate, Add, Affine, Call, Multiply, Place, Pool, Select])
         fields: dict[str, Any] = {}
         inputs = (name,)
-        if kind is Add:
+        if kind is Activate:
+            fields = {"activation": self._activation(FUNCTIONS.keys() - {"none"})}
+        elif kind in (Add, Multiply):
             inputs = (name, self._random.choice(self._like(size, channels))[0])
         elif kind is Affine:
             fields = {**self._affine(channels), "relu": self._chance(0.5)}

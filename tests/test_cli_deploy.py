@@ -102,10 +102,10 @@ def test_deploy_and_bench_errors(network: Path, tmp_path: Path, capsys: pytest.C
     """An unsupported network, a wrong shape, a batch that does not fit: one line, exit code 1."""
     out, shape = ("--out", tmp_path / "fast.safetensors"), ("--input", "1x3x16x16")
     unsupported = tmp_path / "net.safetensors"
-    save(nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU()), unsupported)
+    save(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softplus()), unsupported)
     said = fails(capsys, 1, "deploy", unsupported, *out, *shape, "--json")
     assert said == (
-        "slimfast: a file cannot hold _1 = call SiLU 1(_0): slimfast has no packed op for it; "
+        "slimfast: a file cannot hold _1 = call Softplus 1(_0): slimfast has no packed op for it; "
         "save the model instead\n"
     )
     for command in (("deploy", network, *out), ("bench", network)):

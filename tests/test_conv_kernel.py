@@ -12,6 +12,7 @@ from offline import Compiled, compile_all
 from slimfast.kernels.conv import launch, tiles
 from slimfast.kernels.conv_into import launch as launch_into
 
+from slimfast.ops.activation import ENDINGS
 from slimfast.ops.conv import channels_of, reference
 from slimfast.ops.conv_into import reference as reference_into
 
@@ -40,7 +41,7 @@ def calls(draw: st.DrawFn) -> tuple[torch.dtype, tuple[Any, ...]]:
         bias=draw(st.sampled_from(["none", "vector", "map"])),
         prologue=draw(st.booleans()),
         residual=draw(st.sampled_from([0, 1, batch])),
-        relu=draw(st.booleans()),
+        activation=draw(st.sampled_from(ENDINGS)),
         stride=pair(1, 3),
         padding=padding,
         dilation=dilation,
@@ -87,7 +88,7 @@ def test_writes_and_reads_some_channels_of_wider_images(
 
     size, padding = (2, before or 8, 5, 3), (1, 1)
     shape = (own, before or 8, 3, 3)
-    x, *rest = call(dtype, size, shape, prologue=True, residual=2, relu=True, padding=padding)
+    x, *rest = call(dtype, size, shape, prologue=True, residual=2, activation="relu", padding=padding)
     wide, y = part(torch.zeros(2, own, 5, 3, dtype=dtype), before if before + own <= width else 0)
     residual = part(rest[4], width - own)[1]
     expected = launch(x, *rest)
@@ -114,7 +115,7 @@ def test_vectors_that_are_not_read_may_hold_anything(
 
 def test_a_result_of_another_shape_is_refused() -> None:
     x, weight = torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 1, 1)
-    arguments: tuple[Any, ...] = (None, None, None, None, False, [1, 1], [0, 0], [1, 1], 1)
+    arguments: tuple[Any, ...] = (None, None, None, None, "none", 0.0, [1, 1], [0, 0], [1, 1], 1)
     for write in (launch_into, reference_into):
         with pytest.raises(
             RuntimeError, match=r"^conv: y must have shape \[1, 2, 4, 4\], got \[1, 2, 4, 3\]"
@@ -125,14 +126,14 @@ def test_a_result_of_another_shape_is_refused() -> None:
 def test_padding_is_zero_behind_the_relu() -> None:
     x = torch.zeros(1, 1, 1, 1)
     shift = torch.ones(1)
-    y = launch(x, torch.ones(1, 1, 3, 3), None, shift, shift, None, False, [1, 1], [1, 1], [1, 1], 1)
+    y = launch(x, torch.ones(1, 1, 3, 3), None, shift, shift, None, "none", 0.0, [1, 1], [1, 1], [1, 1], 1)
     assert y.item() == 1.0  # 9.0 if the padding went through the affine
 
 
 def test_nan_goes_through_relu() -> None:
     x = torch.tensor([[[[torch.nan, -1.0]]]])
     one = torch.ones(1)
-    y = launch(x, torch.ones(1, 1, 1, 1), None, one, one, None, True, [1, 1], [0, 0], [1, 1], 1)
+    y = launch(x, torch.ones(1, 1, 1, 1), None, one, one, None, "relu", 0.0, [1, 1], [0, 0], [1, 1], 1)
     assert torch.equal(y.isnan(), x.isnan())
     assert y[0, 0, 0, 1] == 0
 
@@ -141,18 +142,30 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     x, weight = torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 1, 1)
     geometry: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
     with pytest.raises(RuntimeError, match=r"^conv: weight \[2, 4, 1, 1\], groups 1 do not fit x"):
-        launch(x, torch.zeros(2, 4, 1, 1), None, None, None, None, False, *geometry)
+        launch(x, torch.zeros(2, 4, 1, 1), None, None, None, None, "none", 0.0, *geometry)
     with pytest.raises(RuntimeError, match=r"^conv: residual \[1, 2, 4, 3\] does not fit"):
-        launch(x, weight, None, None, None, torch.zeros(1, 2, 4, 3), False, *geometry)
+        launch(x, weight, None, None, None, torch.zeros(1, 2, 4, 3), "none", 0.0, *geometry)
 
 
 def request(
-    dtype: torch.dtype, widths: tuple[int, int], rows: int, prologue: bool, arch: int, vectors: bool = False
+    dtype: torch.dtype,
+    widths: tuple[int, int],
+    rows: int,
+    prologue: bool,
+    arch: int,
+    vectors: bool = False,
+    activation: str = "relu",
 ) -> dict[str, Any]:
     """The kernel at the configuration that the run time takes for a layer of these inputs and outputs."""
     align_c, align_o = (1 if width % 8 else 8 for width in widths)
     cut = tiles(rows, widths[1], widths[0], dtype, prologue, align_c == align_o == 8)
-    constants: dict[str, object] = {"TAPS": 9, "TAPS_W": 3, "BIAS_IS_MAP": False, "RELU": True}
+    constants: dict[str, object] = {
+        "TAPS": 9,
+        "TAPS_W": 3,
+        "BIAS_IS_MAP": False,
+        "ACTIVATION": activation,
+        "SLOPE": 0.1,
+    }
     constants |= dict.fromkeys(["STRIDE_H", "STRIDE_W", "PAD_H", "PAD_W", "DIL_H", "DIL_W"], 1)
     constants |= {"ALIGN_C": align_c, "ALIGN_O": align_o, "PRECISION": "tf32", "WIDEN": False}
     constants |= {"BM": cut.BM, "BN": cut.BN, "BK": cut.BK}
@@ -202,6 +215,15 @@ def test_a_layer_of_a_dense_block_compiles_to_wide_accesses() -> None:
 
 
 WIDTHS = [(16, 16), (64, 64), (13, 13), (33, 33), (64, 16), (16, 64), (3, 24)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("dtype", list(POINTER))
+def test_every_activation_compiles_well(dtype: torch.dtype, arch: int) -> None:
+    kernels = compile_all([request(dtype, (64, 64), 10**6, True, arch, activation=name) for name in ENDINGS])
+    for name, kernel in zip(ENDINGS, kernels, strict=True):
+        assert_good(kernel, aligned=True, case=name)
 
 
 @pytest.mark.long

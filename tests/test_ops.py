@@ -81,7 +81,7 @@ def test_matches_the_truth_and_touches_nothing_else(
     got = outcome(op, implementation(op, name), args)
     assert_accurate(op, got, before)
     for after, original, mutated in zip(args, before, is_mutated(op), strict=False):
-        if not mutated:
+        if not mutated and not isinstance(after, str):
             torch.testing.assert_close(after, original, rtol=0, atol=0, equal_nan=True)
 
 

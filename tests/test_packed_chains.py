@@ -9,6 +9,7 @@ from packed_nets import Net, X, bn, conv
 from torch import Tensor, nn
 
 from slimfast import graph, models
+from slimfast.ops.activation import RELU
 from slimfast.packed import gpu
 from slimfast.packed.choose import Run, Seconds
 from slimfast.packed.fuse import fuse
@@ -73,7 +74,7 @@ def test_chains_with_borders_a_selection_and_a_pool_at_the_end() -> None:
 
     def layer(name: str, source: str, outputs: int, inputs: int, **rest: Tensor) -> Conv:
         weight = numbers(outputs, inputs, 3, 3)
-        return Conv(name=name, inputs=(source,), weight=weight, padding=(1, 1), relu=True, **rest)
+        return Conv(name=name, inputs=(source,), weight=weight, padding=(1, 1), activation=RELU, **rest)
 
     ops = (
         layer("a", "x", 5, 2, index=torch.tensor([3, 0]), border=numbers(5, 1, 3, 3)),
@@ -148,7 +149,7 @@ def test_a_matrix_product_is_the_convolution(
         shift=numbers(2),
         index=torch.tensor([2, 0]),
         border=numbers(4, 1, 3, 3),
-        relu=True,
+        activation=RELU,
         stride=(stride, stride),
         padding=(1, 1),
     )

@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import slimfast
 from slimfast import models
 from slimfast.nn import BorderConv2d, PSConv2d
+from slimfast.ops.activation import RELU
 from slimfast.packed import Deployed, gpu, plan, profile
 from slimfast.packed.compiled import Compiled, network
 from slimfast.packed.op import Op
@@ -130,7 +131,7 @@ def test_as_many_layers_as_a_network_has(monkeypatch: pytest.MonkeyPatch) -> Non
     x = torch.randn(2, 12, 5, 7, dtype=torch.float64)
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for _ in range(20):
-            op = layer(padding=(1, 1), relu=True)
+            op = layer(padding=(1, 1), activation=RELU)
             way = gpu.ways(op, x, autotune=True)["torch.compile's convolution"]
             torch.testing.assert_close(way(x), op.run(x), rtol=1e-12, atol=1e-12)
 
@@ -160,7 +161,7 @@ def test_a_compiled_layer(count: int) -> None:
     """Odd widths and images, a stride, zeros around the image behind the ReLU, a residual."""
     x, residual = torch.randn(count, 12, 5, 7).double(), torch.randn(count, 9, 3, 4).double()
     x, residual = (t.contiguous(memory_format=torch.channels_last) for t in (x, residual))
-    op = layer(padding=(1, 1), stride=(2, 2), relu=True, border=torch.randn(9, 1, 3, 3).double())
+    op = layer(padding=(1, 1), stride=(2, 2), activation=RELU, border=torch.randn(9, 1, 3, 3).double())
     before = residual.clone()
     got = inductors(op, [x, residual])
     torch.testing.assert_close(got, op.run(x, residual), rtol=1e-10, atol=1e-10)

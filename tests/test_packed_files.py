@@ -172,7 +172,20 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "three strides": (lambda p: first_conv(p).update(stride=[1, 1, 1]), "stride must be two integers"),
     "groups": (lambda p: first_conv(p).update(groups=3), "groups 3 does not divide"),
     "true as groups": (lambda p: first_conv(p).update(groups=True), "groups must be an integer"),
-    "relu": (lambda p: first_conv(p).update(relu=1), "relu must be true or false, got 1"),
+    "activation": (
+        lambda p: first_conv(p).update(activation="relu"),
+        "activation must be a list, got 'relu'",
+    ),
+    "half": (lambda p: first_conv(p).update(activation=["relu"]), "activation must be a name and a number"),
+    "function": (
+        lambda p: first_conv(p).update(activation=["exec", 0.0]),
+        "activation must be one of none, relu, .*; got 'exec'",
+    ),
+    "slope": (lambda p: first_conv(p).update(activation=["relu", 1]), "activation must be a number, got 1"),
+    "ending": (
+        lambda p: first_conv(p).update(activation=["tanh", 0.0]),
+        "activation must be one of none, relu, .*; got tanh",
+    ),
     "op": (lambda p: p["ops"].append(7), "an op must be an object, got 7"),
     "twice": (lambda p: p["ops"].append(p["ops"][-1]), "weight is missing"),
     "ops": (lambda p: p.update(ops={}), "ops must be a list"),

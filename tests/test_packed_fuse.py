@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import slimfast
 from slimfast import graph
 from slimfast.nn import BorderConv2d, ChannelBias, ChannelPlace, ChannelSelect, ShapeCarrier
+from slimfast.ops.activation import NONE, RELU
 from slimfast.packed.cpu.onednn import PackedConv
 from slimfast.packed.fuse import fuse
 from slimfast.packed.gpu.fused import FusedConv
@@ -23,7 +24,7 @@ def test_conv_bn_relu_is_one_op() -> None:
     for bias in (False, True):
         [op] = ops_of(Net(lambda n, x: n.b(n.a(x)).relu(), a=conv(bias=bias), b=bn()))
         assert isinstance(op, Conv)
-        assert op.relu
+        assert op.activation == RELU
 
 
 def test_bn_of_a_conv_with_two_readers_stays() -> None:
@@ -47,7 +48,7 @@ def test_bn_with_two_readers_is_folded_once() -> None:
         y = n.b(n.a(x))
         return torch.cat([y, y.relu()], 1)
 
-    assert kinds(Net(run, a=conv(), b=bn())) == ["conv", "relu", "concat"]
+    assert kinds(Net(run, a=conv(), b=bn())) == ["conv", "activate", "concat"]
 
 
 def test_bn_behind_a_relu_is_not_folded_back() -> None:
@@ -79,9 +80,9 @@ def test_residual_is_added_by_the_later_conv() -> None:
     first, second = ops_of(Net(run, a=conv(), b=bn(), c=conv(), d=bn()))
     assert isinstance(second, Conv)
     assert second.inputs == ("x", first.name)
-    assert second.relu
+    assert second.activation == RELU
     assert isinstance(first, Conv)
-    assert not first.relu
+    assert first.activation == NONE
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -103,7 +104,7 @@ def test_conv_with_two_readers_keeps_its_own_value() -> None:
         y = n.a(x)
         return torch.cat([y + x, y.relu()], 1)
 
-    assert kinds(Net(run, a=conv())) == ["conv", "add", "relu", "concat"]
+    assert kinds(Net(run, a=conv())) == ["conv", "add", "activate", "concat"]
 
 
 def test_doubling_is_no_residual() -> None:
@@ -127,7 +128,7 @@ def test_pre_activation_is_a_prologue_and_pads_behind_the_relu() -> None:
     [op] = ops_of(Net(lambda n, x: n.a(n.b(x).relu()), a=conv(), b=bn()))
     assert isinstance(op, Conv)
     assert op.scale is not None
-    assert not op.relu
+    assert op.activation == NONE
 
 
 def test_pre_activation_with_two_readers_is_computed_once() -> None:
@@ -322,7 +323,7 @@ def test_every_way_to_run_a_conv(residual: int | None, prologue: bool, border: b
         shift=torch.randn(count) if prologue else None,
         index=torch.tensor([3, 1]) if chosen else None,
         border=torch.randn(5, 1, 3, 3) if border else None,
-        relu=True,
+        activation=RELU,
         padding=(1, 1),
     )
     x = X.float().contiguous(memory_format=torch.channels_last)

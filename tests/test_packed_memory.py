@@ -1,7 +1,7 @@
 """Planned memory: nothing is overwritten too early, concatenations are made in place, calls do not share."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import pytest
 import torch
@@ -11,9 +11,21 @@ from packed_nets import Net, bn, conv
 from torch import Tensor
 
 import slimfast
+from slimfast.ops.activation import ENDINGS, FUNCTIONS, Activation
 from slimfast.packed.cpu.memory import Arenas, offsets
 from slimfast.packed.op import Op
-from slimfast.packed.ops import Add, Affine, Call, Concat, Constant, Conv, Pool, Relu, Select
+from slimfast.packed.ops import (
+    Activate,
+    Add,
+    Affine,
+    Call,
+    Concat,
+    Constant,
+    Conv,
+    Multiply,
+    Pool,
+    Select,
+)
 from slimfast.packed.plan import Chunks, Plan
 from slimfast.packed.program import Program
 
@@ -51,6 +63,10 @@ class Writer:
         back = self.draw(st.sampled_from([1, 1, 1, 2, 2, 3, 5, 8])) if names else 1
         return names[-min(back, len(names))] if names else None
 
+    def activation(self, names: Iterable[str]) -> Activation:
+        name = self.draw(st.sampled_from(sorted(names)))
+        return Activation(name, 0.1 if name in ("leaky_relu", "elu") else 0.0)
+
     def conv(self, name: str, x: str) -> Op:
         draw, count = self.draw, self.channels[x]
         groups = 2 if count % 2 == 0 and draw(st.booleans()) else 1  # not by our own kernel
@@ -71,7 +87,7 @@ class Writer:
             scale=self.numbers(read) if prologue else None,
             shift=self.numbers(read) if prologue else None,
             index=index,
-            relu=draw(st.booleans()),
+            activation=self.activation(ENDINGS),
             padding=(size // 2, size // 2),
             groups=groups,
         )
@@ -94,7 +110,8 @@ class Writer:
             return Concat(name=name, inputs=(x, *more))
         count = self.channels[x]
         others: list[Op] = [
-            Relu(name=name, inputs=(x,)),
+            Activate(name=name, inputs=(x,), activation=self.activation(FUNCTIONS.keys() - {"none"})),
+            Multiply(name=name, inputs=(x, self.value(count) or x)),
             Affine(name=name, inputs=(x,), scale=self.numbers(count), shift=self.numbers(count)),
             Pool(name=name, inputs=(x,), mean=True, window=(3, 3), padding=(1, 1)),
             Select(name=name, inputs=(x,), index=torch.randperm(count, generator=self.generator)),

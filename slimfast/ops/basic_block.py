@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from slimfast.ops._register import define, register_triton
+from slimfast.ops.activation import NONE, RELU
 from slimfast.ops.conv import reference as convolve
 
 SCHEMA = (
@@ -26,8 +27,8 @@ def reference(
 ) -> Tensor:
     """Two convolutions, each rounding its result to the dtype of x."""
     one = [1, 1]
-    y = convolve(x, w1, b1, scale, shift, None, True, [stride, stride], one, one, 1)
-    return convolve(y, w2, b2, None, None, residual, relu, one, one, one, 1)
+    y = convolve(x, w1, b1, scale, shift, None, *RELU, [stride, stride], one, one, 1)
+    return convolve(y, w2, b2, None, None, residual, *(RELU if relu else NONE), one, one, one, 1)
 
 
 define(SCHEMA, reference, compiled=False)

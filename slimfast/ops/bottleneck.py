@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from slimfast.ops._register import define, register_triton
+from slimfast.ops.activation import NONE, RELU
 from slimfast.ops.conv import reference as convolve
 
 SCHEMA = (
@@ -28,9 +29,9 @@ def reference(
 ) -> Tensor:
     """Three convolutions, each rounding its result to the dtype of x."""
     none, one, zero = None, [1, 1], [0, 0]
-    y = convolve(x, w1, b1, scale, shift, none, True, one, zero, one, 1)
-    y = convolve(y, w2, b2, none, none, none, True, [stride, stride], one, one, 1)
-    return convolve(y, w3, b3, none, none, residual, relu, one, zero, one, 1)
+    y = convolve(x, w1, b1, scale, shift, none, *RELU, one, zero, one, 1)
+    y = convolve(y, w2, b2, none, none, none, *RELU, [stride, stride], one, one, 1)
+    return convolve(y, w3, b3, none, none, residual, *(RELU if relu else NONE), one, zero, one, 1)
 
 
 define(SCHEMA, reference, compiled=False)

@@ -1,4 +1,4 @@
-"""Convolution with what surrounds it in a network: affine and ReLU before; bias, residual, ReLU after."""
+"""Convolution with what surrounds it: affine and ReLU before; bias, residual, activation after."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slimfast.ops._register import define, register_triton
+from slimfast.ops.activation import Activation, check_ending
 
 SCHEMA = (
-    "conv(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor? residual, bool relu, "
-    "int[2] stride, int[2] padding, int[2] dilation, int groups, Tensor? vectors=None) -> Tensor"
+    "conv(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor? residual, "
+    "str activation, float slope, int[2] stride, int[2] padding, int[2] dilation, int groups, "
+    "Tensor? vectors=None) -> Tensor"
 )
 
 
@@ -22,7 +24,8 @@ def formula(
     scale: Tensor | None,
     shift: Tensor | None,
     residual: Tensor | None,
-    relu: bool,
+    activation: str,
+    slope: float,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -39,7 +42,7 @@ def formula(
         y = y + (bias if bias.dim() == 4 else bias[:, None, None])
     if residual is not None:
         y = y + residual
-    return (y.relu() if relu else y).to(x.dtype)
+    return Activation(activation, slope)(y).to(x.dtype)
 
 
 def reference(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
@@ -60,7 +63,8 @@ def conv(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     residual: Tensor | None = None,
-    relu: bool = False,
+    activation: str = "none",
+    slope: float = 0.0,
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
@@ -70,7 +74,7 @@ def conv(
     """Convolution of NHWC images with prologue and epilogue, in one pass over memory.
 
         a = relu(scale * x + shift)            (a = x without scale and shift)
-        y = conv(a, weight) + bias + residual  (y = relu(...) if relu)
+        y = f(conv(a, weight) + bias + residual)
 
     The zero padding surrounds a, not x: a tap outside the image contributes 0, not relu(shift). Sums are kept
     in float32 (float64 for float64). Not differentiable: for inference.
@@ -82,7 +86,9 @@ def conv(
         bias: [Cout], or a map [1, Cout, H', W'] of what each pixel gets; dtype of x.
         scale, shift: [Cin], dtype of x; both or neither.
         residual: [N or 1, Cout, H', W'], dtype and memory as x; one image is added to all.
-        relu: whether the result is clamped from below at 0.
+        activation: name of f, of torch.nn.functional: relu, relu6, leaky_relu, sigmoid, silu, hardsigmoid,
+            hardswish, gelu, gelu_tanh (its approximation by tanh), or none.
+        slope: of leaky_relu below 0.
         stride, padding, dilation: (rows, columns), as in torch.nn.functional.conv2d.
         groups: divides Cin and Cout; 1 with vectors.
         vectors: int32 [Cin / 8], of x with any number of channels: Cin are those of its 8-channel vectors
@@ -92,7 +98,7 @@ def conv(
         [N, Cout, H', W'] in torch.channels_last, with H' and W' as in torch.nn.functional.conv2d.
 
     Raises:
-        ValueError: scale without shift, or shift without scale.
+        ValueError: scale without shift, or shift without scale; another activation.
         RuntimeError: shapes that do not fit, as in torch.nn.functional.conv2d.
 
     Source: He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016, figure 4 (e), for the order
@@ -100,9 +106,9 @@ def conv(
     """
     if (scale is None) != (shift is None):
         raise ValueError(f"scale and shift must be given together, got scale={scale}, shift={shift}")
-    y: Tensor = torch.ops.slimfast.conv(
-        x, weight, bias, scale, shift, residual, relu, stride, padding, dilation, groups, vectors
-    )
+    check_ending(activation)
+    arguments = (bias, scale, shift, residual, activation, slope, stride, padding, dilation, groups, vectors)
+    y: Tensor = torch.ops.slimfast.conv(x, weight, *arguments)
     return y
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slimfast.ops._register import define, register_triton
+from slimfast.ops.activation import RELU
 from slimfast.ops.conv import reference as convolve
 
 SCHEMA = "conv_chain(Tensor x, Tensor weight, Tensor bias, int[] channels, bool[] pooled) -> Tensor"
@@ -24,7 +25,7 @@ def reference(
         added, bias = bias[: size.numel() * count], bias[size.numel() * count :]
         kernel = taps.view(3, 3, inputs, count).permute(3, 2, 0, 1)
         border = added.view(1, *size, count).permute(0, 3, 1, 2)
-        x = convolve(x, kernel, border, None, None, None, True, one, one, one, 1)
+        x = convolve(x, kernel, border, None, None, None, *RELU, one, one, one, 1)
         x = F.max_pool2d(x, 2) if halve else x
     return x
 

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from slimfast.ops._register import define, register_triton
+from slimfast.ops.activation import check_ending
 from slimfast.ops.conv import reference as convolve
 
 SCHEMA = (
     "conv_into(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, "
-    "Tensor? residual, bool relu, int[2] stride, int[2] padding, int[2] dilation, int groups, "
-    "Tensor? vectors=None) -> ()"
+    "Tensor? residual, str activation, float slope, int[2] stride, int[2] padding, int[2] dilation, "
+    "int groups, Tensor? vectors=None) -> ()"
 )
 
 
@@ -37,7 +38,8 @@ def conv_into(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     residual: Tensor | None = None,
-    relu: bool = False,
+    activation: str = "none",
+    slope: float = 0.0,
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
@@ -52,11 +54,11 @@ def conv_into(
         y: [N, Cout, H', W'], dtype of x, overwritten; fast where its channels are adjacent and its pixels
             equally far apart, as `buffer[:, a:b]` of images in torch.channels_last is. No part of it may be
             part of what is read.
-        x, weight, bias, scale, shift, residual, relu, stride, padding, dilation, groups, vectors: as in
-            `conv`.
+        x, weight, bias, scale, shift, residual, activation, slope: as in `conv`.
+        stride, padding, dilation, groups, vectors: as in `conv`.
 
     Raises:
-        ValueError: scale without shift, or shift without scale.
+        ValueError: scale without shift, or shift without scale; another activation.
         RuntimeError: shapes that do not fit.
 
     Source: Huang et al., "Densely Connected Convolutional Networks", CVPR 2017; the shared memory of Pleiss
@@ -64,6 +66,6 @@ def conv_into(
     """
     if (scale is None) != (shift is None):
         raise ValueError(f"scale and shift must be given together, got scale={scale}, shift={shift}")
-    torch.ops.slimfast.conv_into(
-        y, x, weight, bias, scale, shift, residual, relu, stride, padding, dilation, groups, vectors
-    )
+    check_ending(activation)
+    arguments = (bias, scale, shift, residual, activation, slope, stride, padding, dilation, groups, vectors)
+    torch.ops.slimfast.conv_into(y, x, weight, *arguments)

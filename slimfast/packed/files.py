@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from slimfast._atomic import write_atomically
+from slimfast.ops.activation import FUNCTIONS, Activation
 from slimfast.packed.deployed import DTYPES, Deployed
 from slimfast.packed.op import Op
 from slimfast.packed.ops import (
+    Activate,
     Add,
     Affine,
     Concat,
@@ -22,10 +24,10 @@ from slimfast.packed.ops import (
     Fill,
     Flatten,
     Linear,
+    Multiply,
     Pair,
     Place,
     Pool,
-    Relu,
     Select,
 )
 from slimfast.packed.program import Program
@@ -37,10 +39,23 @@ FORMAT = "packed"
 VERSION = "1"
 _LARGEST = 65535  # of strides, windows and the like: more is no network
 
-_KINDS: Mapping[str, type[Op]] = {
-    op.kind: op
-    for op in (Conv, PSConv, Affine, Relu, Add, Concat, Select, Place, Fill, Pool, Flatten, Linear, Constant)
-}
+_OPS = (
+    Conv,
+    PSConv,
+    Affine,
+    Activate,
+    Add,
+    Multiply,
+    Concat,
+    Select,
+    Place,
+    Fill,
+    Pool,
+    Flatten,
+    Linear,
+    Constant,
+)
+_KINDS: Mapping[str, type[Op]] = {op.kind: op for op in _OPS}
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
 
@@ -184,6 +199,14 @@ def _float(key: str, value: object) -> float:
     return value
 
 
+def _activation(key: str, value: object) -> Activation:
+    parts = _list(key, value)
+    if len(parts) != 2:
+        raise ValueError(f"{key} must be a name and a number, got {value!r:.80}")
+    _choice(key, parts[0], FUNCTIONS)
+    return Activation(str(parts[0]), _float(key, parts[1]))
+
+
 def _whole(key: str, value: object, smallest: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= _LARGEST:
         raise ValueError(f"{key} must be an integer from {smallest} to {_LARGEST}, got {value!r:.80}")
@@ -202,6 +225,7 @@ def _residues(key: str, value: object) -> tuple[int, ...]:
 
 
 _NUMBERS: Mapping[str, Callable[[str, object], Any]] = {
+    "activation": _activation,
     "relu": _flag,
     "mean": _flag,
     "ceil_mode": _flag,

@@ -11,8 +11,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from slimfast.ops.activation import ENDINGS, NONE, RELU, Activation
 from slimfast.packed.op import Op
-from slimfast.packed.ops import Add, Affine, Conv, Linear, Place, Relu, Select
+from slimfast.packed.ops import Activate, Add, Affine, Conv, Linear, Place, Select
 from slimfast.packed.program import Program
 from slimfast.packed.psconv import PSConv
 
@@ -135,7 +136,7 @@ def merged(program: Program) -> Ops:
     ops.drop_unread(ops.of(Op))
     fold_affine(ops)
     fold_place(ops)
-    merge_relu(ops)
+    merge_activation(ops)
     merge_add(ops)
     fold_prologue(ops)
     fold_shift(ops)
@@ -150,7 +151,7 @@ def fold_affine(ops: Ops) -> None:
         source = ops.producer(affine.inputs[0])
         if source is None or ops.only_reader(source.name) is not affine:
             continue
-        if isinstance(source, Conv) and len(source.inputs) == 1 and not source.relu:
+        if isinstance(source, Conv) and len(source.inputs) == 1 and source.activation == NONE:
             ops.merge(source, replace(_scaled(source, affine), name=affine.name), affine, INTO_WEIGHTS)
         elif isinstance(source, Affine) and not source.relu:
             scale = source.scale * affine.scale
@@ -163,7 +164,11 @@ def _scaled(conv: Conv, affine: Affine) -> Conv:
     scale = affine.scale.view(-1, *[1] * (conv.weight.dim() - 1))
     bias = affine.shift if conv.bias is None else conv.bias * affine.scale + affine.shift
     border = None if conv.border is None else conv.border * affine.scale[:, None, None, None]
-    return replace(conv, weight=conv.weight * scale, bias=bias, border=border, relu=affine.relu)
+    return replace(conv, weight=conv.weight * scale, bias=bias, border=border, activation=_relu(affine))
+
+
+def _relu(op: Affine | Add) -> Activation:
+    return RELU if op.relu else NONE
 
 
 def fold_place(ops: Ops) -> None:
@@ -173,7 +178,7 @@ def fold_place(ops: Ops) -> None:
     """
     for place in ops.of(Place):
         conv = ops.producer(place.inputs[0])
-        if not isinstance(conv, Conv) or not _can_add(conv) or ops.only_reader(conv.name) is not place:
+        if not isinstance(conv, Conv) or not can_add(conv) or ops.only_reader(conv.name) is not place:
             continue
         plain = conv.groups == 1 and not isinstance(conv, PSConv) and len(conv.weight) == len(place.index)
         if plain and conv.weight[0].numel() <= WORTH_A_PASS:
@@ -192,16 +197,25 @@ def _placed(conv: Conv, index: Tensor, fill: Tensor) -> Conv:
     return replace(conv, weight=weight, bias=bias, border=border)
 
 
-def merge_relu(ops: Ops) -> None:
-    """A ReLU behind an op that can apply one itself."""
-    for relu in ops.of(Relu):
-        source = ops.producer(relu.inputs[0])
-        if (
-            isinstance(source, Conv | Affine | Add | Linear)
-            and not source.relu
-            and ops.only_reader(source.name) is relu
-        ):
-            ops.merge(source, replace(source, name=relu.name, relu=True), relu, "applied to its result")
+def merge_activation(ops: Ops) -> None:
+    """An activation behind an op that can apply it itself: any behind a convolution, ReLU behind others."""
+    for activate in ops.of(Activate):
+        source = ops.producer(activate.inputs[0])
+        if source is None or ops.only_reader(source.name) is not activate:
+            continue
+        ending = _ending(source, activate.activation)
+        if ending is not None:
+            ops.merge(source, replace(ending, name=activate.name), activate, "applied to its result")
+
+
+def _ending(op: Op, activation: Activation) -> Op | None:
+    """The op with the activation behind it; None if it cannot apply it, or applies another one."""
+    if isinstance(op, Conv):
+        able = activation == RELU if isinstance(op, PSConv) else activation.name in ENDINGS
+        return replace(op, activation=activation) if able and op.activation == NONE else None
+    if isinstance(op, Affine | Add | Linear):
+        return replace(op, relu=True) if activation == RELU and not op.relu else None
+    return None
 
 
 def merge_add(ops: Ops) -> None:
@@ -209,17 +223,18 @@ def merge_add(ops: Ops) -> None:
     order = {op.name: i for i, op in enumerate(ops.of(Op))}
     for add in ops.of(Add):
         sources = [ops.producer(name) for name in add.inputs]
-        able = [s for s in sources if isinstance(s, Conv) and _can_add(s) and ops.only_reader(s.name) is add]
+        able = [s for s in sources if isinstance(s, Conv) and can_add(s) and ops.only_reader(s.name) is add]
         if able:
             conv = max(able, key=lambda conv: order[conv.name])
             [residual] = [name for name in add.inputs if name != conv.name]
             inputs = (conv.inputs[0], residual)
-            summed = replace(conv, name=add.name, inputs=inputs, relu=add.relu)
+            summed = replace(conv, name=add.name, inputs=inputs, activation=_relu(add))
             ops.merge(conv, summed, add, "added to its result")
 
 
-def _can_add(conv: Conv) -> bool:
-    return len(conv.inputs) == 1 and not conv.relu
+def can_add(conv: Conv) -> bool:
+    """Whether the convolution can add a residual: it adds none yet, and no activation follows."""
+    return len(conv.inputs) == 1 and conv.activation == NONE
 
 
 def fold_prologue(ops: Ops) -> None:

@@ -36,4 +36,4 @@ class LibraryConv:
         y = F.conv2d(x, self._weight, self._vector, op.stride, op.padding, op.dilation, op.groups)
         for added in (self._map, residual):
             y = y if added is None else y.add_(added)
-        return y.relu_() if op.relu else y
+        return op.activation.overwrite(y)

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from slimfast.packed.lowered import Alias, Lowered, NoOp, Rule
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Call, Constant, packed
 from slimfast.packed.program import Program
-from slimfast.packed.rules import FUNCTIONS, MODULES, Alias, Lowered, NoOp, Rule
+from slimfast.packed.rules import FUNCTIONS, MODULES
 
 
 @dataclass(frozen=True)

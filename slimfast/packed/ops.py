@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slimfast.ops.activation import ENDINGS, NONE, Activation
 from slimfast.ops.conv import conv
 from slimfast.packed.op import Channels, Op
 
@@ -16,7 +17,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Conv(Op):
-    """y = conv(relu(scale x + shift), weight) + bias + conv(ones, border) + residual, then ReLU if `relu`.
+    """y = f(conv(relu(scale x + shift), weight) + bias + conv(ones, border) + residual), f the activation.
 
     The inputs are x, and the residual if there is one. index [Cin] says which channels of x are read, all of
     them without one; it goes with groups = 1. border [Cout, 1, rows, columns] is what removed constant inputs
@@ -30,7 +31,7 @@ class Conv(Op):
     shift: Tensor | None = None
     index: Tensor | None = None
     border: Tensor | None = None
-    relu: bool = False
+    activation: Activation = NONE
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
@@ -45,7 +46,8 @@ class Conv(Op):
             scale=self.scale,
             shift=self.shift,
             residual=residual,
-            relu=self.relu,
+            activation=self.activation.name,
+            slope=self.activation.slope,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
@@ -58,7 +60,7 @@ class Conv(Op):
             return self.bias
         ones = x.new_ones(1, 1, *x.shape[2:])
         map_of = replace(self, weight=self.border, scale=None, shift=None, index=None, border=None)
-        return replace(map_of, relu=False, groups=1).run(ones)
+        return replace(map_of, activation=NONE, groups=1).run(ones)
 
     def channels(self, *inputs: Channels) -> Channels:
         self._require_inputs(inputs, 1, 2)
@@ -69,6 +71,10 @@ class Conv(Op):
         count, read = shape[0], shape[1] * self.groups
         self._require(count % self.groups == 0, f"groups {self.groups} does not divide {count} channels")
         self._require_vectors(read, "index")
+        ends = ", ".join(ENDINGS)
+        self._require(
+            self.activation.name in ENDINGS, f"activation must be one of {ends}; got {self.activation.name}"
+        )
         if self.index is None:
             self._require(inputs[0] in (None, read), f"reads {read} channels, got {inputs[0]}")
         else:
@@ -104,17 +110,35 @@ class Affine(Op):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Relu(Op):
-    """y = max(x, 0), any shape."""
+class Activate(Op):
+    """y = f(x), f being `activation`, number by number; any shape."""
 
-    kind: ClassVar[str] = "relu"
+    kind: ClassVar[str] = "activate"
+    activation: Activation
 
     def run(self, *inputs: Tensor) -> Tensor:
-        return inputs[0].relu()
+        return self.activation(inputs[0])
 
     def channels(self, *inputs: Channels) -> Channels:
         self._require_inputs(inputs, 1)
+        self._require(self.activation != NONE, "activation must not be none: the result is a new tensor")
         return inputs[0]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Multiply(Op):
+    """y = a b; b may have a single pixel for each image and channel, which then is for all pixels of a."""
+
+    kind: ClassVar[str] = "multiply"
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return inputs[0] * inputs[1]
+
+    def channels(self, *inputs: Channels) -> Channels:
+        self._require_inputs(inputs, 2)
+        a, b = inputs
+        self._require(a is None or b in (None, a), f"multiplies {a} channels by {b}")
+        return b if a is None else a
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

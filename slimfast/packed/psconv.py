@@ -11,6 +11,7 @@ from slimfast.ops import psconv_prepared  # noqa: F401  defines the ops
 from slimfast.ops._psconv_cost import skips_faster
 from slimfast.ops._psconv_pattern import Pattern, unpack
 from slimfast.ops._register import why_slow
+from slimfast.ops.activation import RELU
 from slimfast.packed.op import Channels
 from slimfast.packed.ops import Affine, Conv, Pair, select
 
@@ -42,7 +43,7 @@ class PSConv(Conv):
             shift=self.shift,
             index=self.index,
             border=self.border,
-            relu=self.relu,
+            activation=self.activation,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
@@ -89,7 +90,7 @@ class Prepared:
         support = (list(op.out_residue), list(op.in_residue), op.kernel_size, op.kss, op.period, op.boost)
         self._support = (*support, op.stride, op.padding, op.dilation)
         self._weight = torch.ops.slimfast.psconv_prepare(op.weight, *support)
-        self._index, self._bias, self._relu = op.index, op.bias, op.relu
+        self._index, self._bias, self._relu = op.index, op.bias, op.activation == RELU
         self._map = None if op.border is None else op.bias_for(x)
         self._prologue: Callable[..., Any] | None = None
         if op.scale is not None and op.shift is not None:

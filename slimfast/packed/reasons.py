@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from slimfast.packed.fuse import WORTH_A_PASS, Ops
+from slimfast.ops.activation import NONE, RELU
+from slimfast.packed.fuse import WORTH_A_PASS, Ops, can_add
 from slimfast.packed.op import Op
-from slimfast.packed.ops import Add, Affine, Call, Conv, Linear, Place, Relu, Select
+from slimfast.packed.ops import Activate, Add, Affine, Call, Conv, Linear, Place, Select
 from slimfast.packed.psconv import PSConv
 
 
@@ -40,11 +41,11 @@ def _cannot_start(ops: Ops, affine: Affine, name: str) -> str:
     return f"{_named(reader)} has a BatchNorm of its own"
 
 
-def _relu(ops: Ops, relu: Relu) -> str:
-    return _cannot_take(ops, relu, relu.inputs[0])
+def _activate(ops: Ops, activate: Activate) -> str:
+    return _cannot_take(ops, activate, activate.inputs[0])
 
 
-def _cannot_take(ops: Ops, op: Affine | Relu, name: str) -> str:
+def _cannot_take(ops: Ops, op: Affine | Activate, name: str) -> str:
     """Why the op that makes this value does not do the work of the one behind it."""
     source = ops.producer(name)
     if not isinstance(source, Conv | Affine | Add | Linear):
@@ -53,9 +54,19 @@ def _cannot_take(ops: Ops, op: Affine | Relu, name: str) -> str:
         return f"{_named(source)} is read by {_names(ops, name)}"
     if isinstance(op, Affine) and isinstance(source, Add | Linear):
         return f"{_named(source)} comes before"
-    if source.relu:
-        return f"{_named(source)} ends with a ReLU"
+    if ends := _ends(source):
+        return ends
+    if isinstance(op, Activate) and op.activation != RELU and not isinstance(source, Conv):
+        return f"{_named(source)} ends with ReLU or with nothing"
+    if isinstance(op, Activate):
+        return f"{_named(source)} cannot end with {op.activation}"
     return f"{_named(source)} adds a residual"
+
+
+def _ends(op: Conv | Affine | Add | Linear) -> str:
+    """What the op already ends with; "" if that is nothing."""
+    ending = op.activation if isinstance(op, Conv) else RELU if op.relu else NONE
+    return "" if ending == NONE else f"{_named(op)} ends with {ending}"
 
 
 def _add(ops: Ops, add: Add) -> str:
@@ -69,7 +80,7 @@ def _cannot_add(ops: Ops, name: str) -> str:
         return f"{_named(source)} comes before"
     if len(ops.readers(name)) > 1:
         return f"{_named(source)} is read by {_names(ops, name)}"
-    return f"{_named(source)} {'ends with a ReLU' if source.relu else 'adds another residual'}"
+    return _ends(source) or f"{_named(source)} adds another residual"
 
 
 def _select(ops: Ops, select: Select) -> str:
@@ -91,8 +102,8 @@ def _place(ops: Ops, place: Place) -> str:
         return f"{_named(source)} comes before"
     if len(ops.readers(source.name)) > 1:
         return f"{_named(source)} is read by {_names(ops, source.name)}"
-    if source.relu or len(source.inputs) > 1:
-        return f"{_named(source)} {'ends with a ReLU' if source.relu else 'adds a residual'}"
+    if not can_add(source):
+        return _ends(source) or f"{_named(source)} adds a residual"
     if source.groups > 1 or isinstance(source, PSConv):
         return f"{_named(source)} has {'groups' if source.groups > 1 else 'sparse taps'}"
     products = source.weight[0].numel()
@@ -123,7 +134,7 @@ def _names(ops: Ops, value: str) -> str:
 
 _REASONS: Mapping[type[Op], Callable[[Ops, Any], str]] = {
     Affine: _affine,
-    Relu: _relu,
+    Activate: _activate,
     Add: _add,
     Select: _select,
     Place: _place,

@@ -4,8 +4,7 @@ A rule returns NoOp where its op does not fit the arguments; the call then runs 
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -21,7 +20,8 @@ from slimfast.nn import (
     PSConv2d,
     ShapeCarrier,
 )
-from slimfast.packed.op import Op
+from slimfast.packed.activations import ACTIVATION_FUNCTIONS, ACTIVATION_MODULES
+from slimfast.packed.lowered import Alias, Lowered, NoOp, Rule, shape_of
 from slimfast.packed.ops import (
     Add,
     Affine,
@@ -30,31 +30,14 @@ from slimfast.packed.ops import (
     Fill,
     Flatten,
     Linear,
+    Multiply,
     Pair,
     Place,
     Pool,
-    Relu,
     Select,
 )
 from slimfast.packed.psconv import PSConv
 
-
-@dataclass(frozen=True)
-class Alias:
-    """The call does nothing in eval mode: its result is the value of the node `name`."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class NoOp:
-    """The call runs as the model wrote it; `why` says what keeps it from being a packed op."""
-
-    why: str
-
-
-Lowered: TypeAlias = Sequence[Op] | Alias | NoOp
-Rule: TypeAlias = Callable[..., Lowered]
 Size: TypeAlias = int | Sequence[int]
 
 _NO_IMAGES = NoOp("its input is not one tensor [N, C, H, W]")
@@ -62,17 +45,12 @@ _NO_CHANNELS = NoOp("its input is not one tensor [N, C, ...]")
 _NO_FLATTEN = NoOp("only [N, ...] to [N, features], at any batch, fits")
 
 
-def _shape(x: object) -> tuple[int, ...]:
-    """Sizes of a node's tensor; () for what is none."""
-    return x.meta.get("shape", ()) if isinstance(x, fx.Node) else ()
-
-
 def _are_images(*xs: object) -> bool:
-    return all(len(_shape(x)) == 4 for x in xs)
+    return all(len(shape_of(x)) == 4 for x in xs)
 
 
 def _has_channels(x: object) -> bool:
-    return len(_shape(x)) >= 2
+    return len(shape_of(x)) >= 2
 
 
 def _pair(size: Size) -> Pair:
@@ -171,7 +149,7 @@ def _channel_bias(node: fx.Node, module: ChannelBias) -> Lowered:
 
 def _linear(node: fx.Node, module: nn.Linear) -> Lowered:
     x = node.args[0]
-    if len(_shape(x)) != 2:
+    if len(shape_of(x)) != 2:
         return NoOp("its input is not one tensor [N, features]")
     assert isinstance(x, fx.Node)
     weight = module.weight.detach().double()
@@ -194,11 +172,19 @@ def _place(node: fx.Node, module: ChannelPlace) -> Lowered:
     return [Place(name=node.name, inputs=(x.name,), index=module.index, fill=module.fill.double())]
 
 
-def _relu(node: fx.Node, x: object, inplace: bool = False) -> Lowered:
-    del inplace
-    if not (isinstance(x, fx.Node) and _shape(x)):
-        return NoOp("its input is no tensor with dimensions")
-    return [Relu(name=node.name, inputs=(x.name,))]
+def _multiply(node: fx.Node, x: object, other: object) -> Lowered:
+    if shape_of(x) != shape_of(node):
+        x, other = other, x
+    pixel = (*shape_of(x)[:2], 1, 1)
+    if (
+        not _are_images(x, other)
+        or shape_of(x) != shape_of(node)
+        or shape_of(other) not in (shape_of(x), pixel)
+    ):
+        return NoOp("only the product of images with images, or one number for each image and channel, fits")
+    assert isinstance(x, fx.Node)
+    assert isinstance(other, fx.Node)
+    return [Multiply(name=node.name, inputs=(x.name, other.name))]
 
 
 def _nothing(node: fx.Node, x: object, *args: Any, **kwargs: Any) -> Lowered:
@@ -207,7 +193,7 @@ def _nothing(node: fx.Node, x: object, *args: Any, **kwargs: Any) -> Lowered:
 
 
 def _add(node: fx.Node, x: object, other: object, *, alpha: float = 1) -> Lowered:
-    if not (_shape(x) and _shape(x) == _shape(other) and alpha == 1):
+    if not (shape_of(x) and shape_of(x) == shape_of(other) and alpha == 1):
         return NoOp("only the plain sum of two tensors of the same shape fits")
     assert isinstance(x, fx.Node)
     assert isinstance(other, fx.Node)
@@ -221,7 +207,7 @@ def _cat(node: fx.Node, tensors: object, dim: int = 0) -> Lowered:
 
 
 def _flatten(node: fx.Node, x: object, start_dim: int = 0, end_dim: int = -1) -> Lowered:
-    shape = _shape(x)
+    shape = shape_of(x)
     if len(shape) < 2 or start_dim != 1 or end_dim not in (-1, len(shape) - 1):
         return _NO_FLATTEN
     assert isinstance(x, fx.Node)
@@ -231,7 +217,7 @@ def _flatten(node: fx.Node, x: object, start_dim: int = 0, end_dim: int = -1) ->
 def _view(node: fx.Node, x: object, *sizes: Any) -> Lowered:
     """x.view(n, -1), where n is computed from the batch, or x.view(-1, features)."""
     sizes = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
-    shape, result = _shape(x), _shape(node)
+    shape, result = shape_of(x), shape_of(node)
     if len(sizes) != 2 or len(shape) < 2 or len(result) != 2 or result[0] != shape[0]:
         return _NO_FLATTEN
     if not (isinstance(sizes[0], fx.Node) or (sizes[0] == -1 and isinstance(sizes[1], int))):
@@ -316,7 +302,7 @@ def _global_pool(node: fx.Node, x: object, output_size: object, mean: bool) -> L
 
 def _carrier(node: fx.Node, module: ShapeCarrier) -> Lowered:
     x = node.args[0]
-    if not (_shape(x) and module.keeps_size) and not (_are_images(x) and module.output_padding is None):
+    if not (shape_of(x) and module.keeps_size) and not (_are_images(x) and module.output_padding is None):
         return _NO_IMAGES
     assert isinstance(x, fx.Node)
     return [
@@ -333,6 +319,7 @@ def _carrier(node: fx.Node, module: ShapeCarrier) -> Lowered:
 
 
 MODULES: Mapping[type[nn.Module], Rule] = {
+    **ACTIVATION_MODULES,
     nn.Conv2d: _conv,
     BorderConv2d: _conv,
     PSConv2d: _psconv,
@@ -341,7 +328,6 @@ MODULES: Mapping[type[nn.Module], Rule] = {
     nn.BatchNorm2d: _batch_norm,
     nn.SyncBatchNorm: _batch_norm,
     nn.Linear: _linear,
-    nn.ReLU: lambda node, m: _relu(node, node.args[0]),
     nn.Identity: lambda node, m: _nothing(node, node.args[0]),
     nn.Dropout: lambda node, m: _nothing(node, node.args[0]),
     nn.Dropout1d: lambda node, m: _nothing(node, node.args[0]),
@@ -373,7 +359,8 @@ MODULES: Mapping[type[nn.Module], Rule] = {
 }
 
 FUNCTIONS: Mapping[Any, Rule] = {
-    **dict.fromkeys([F.relu, torch.relu, "relu"], _relu),
+    **ACTIVATION_FUNCTIONS,
+    **dict.fromkeys([operator.mul, torch.mul, "mul"], _multiply),
     **dict.fromkeys([operator.add, torch.add, "add"], _add),
     **dict.fromkeys([torch.cat, torch.concat], _cat),
     **dict.fromkeys([torch.flatten, "flatten"], _flatten),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from slimfast.ops._register import why_slow
+from slimfast.ops.activation import NONE, RELU
 from slimfast.ops.direct_conv import tiles
 from slimfast.packed.cpu import onednn
 from slimfast.packed.ops import Conv
@@ -15,9 +16,10 @@ from slimfast.packed.psconv import PSConv
 
 # Fitted to both kernels on a Zen 4 core, 4 to 512 channels on 8x8 and 32x32 images, batches 1 to 16. Seconds
 # of a call, multiply-accumulates per second, and seconds per number that is read or written; of oneDNN also
-# seconds per number of the passes that it needs for index, prologue and border.
-_CALL, _RATE, _MOVE = 9e-6, 46e9, 1.2e-10
-_LIBRARY_CALL, _LIBRARY_MOVE, _LIBRARY_PASS = 33e-6, 1.5e-10, 1.2e-9
+# seconds per number of a pass over memory; oneDNN needs passes for index, prologue and border, ours for what
+# is no ReLU.
+_CALL, _RATE, _MOVE, _PASS = 9e-6, 46e9, 1.2e-10, 1.2e-9
+_LIBRARY_CALL, _LIBRARY_MOVE = 33e-6, 1.5e-10
 _LIBRARY_RATE = {torch.float32: 58e9, torch.bfloat16: 110e9, torch.float16: 110e9}
 
 
@@ -36,7 +38,8 @@ def is_faster(conv: Conv, x: Tensor, residual: Tensor | None = None) -> bool:
 def _seconds(conv: Conv, x: Tensor) -> float:
     outputs, depth, pixels = _sizes(conv, x)
     padded = -(-outputs // 8) * 8
-    return _CALL + pixels * (padded * depth / _RATE + (x.shape[1] + outputs) * _MOVE)
+    behind = 0 if conv.activation in (NONE, RELU) else outputs  # in a pass of its own
+    return _CALL + pixels * (padded * depth / _RATE + (x.shape[1] + outputs) * _MOVE + behind * _PASS)
 
 
 def _library_seconds(conv: Conv, x: Tensor) -> float:
@@ -44,7 +47,7 @@ def _library_seconds(conv: Conv, x: Tensor) -> float:
     padded, read = -(-outputs // 16) * 16, conv.weight.shape[1]
     passed = ((conv.index is not None) + (conv.scale is not None)) * x.numel() // x.shape[1] * read
     passed += (conv.border is not None) * pixels * outputs
-    moved = pixels * (read + padded) * _LIBRARY_MOVE + passed * _LIBRARY_PASS
+    moved = pixels * (read + padded) * _LIBRARY_MOVE + passed * _PASS
     inside = math.prod(map(_share_inside, *_window(conv, x)))
     return _LIBRARY_CALL + pixels * padded * depth * inside / _LIBRARY_RATE[x.dtype] + moved
 
@@ -86,7 +89,7 @@ class DirectConv:
             bias = bias.float()
             bias = bias.contiguous(memory_format=torch.channels_last) if bias.dim() == 4 else bias
         self._arguments = (self._weight, bias, *_prologue(conv, x.shape[1]), conv.index)
-        self._relu = conv.relu
+        self._relu, self._behind = conv.activation == RELU, conv.activation
         kernel_size = list(conv.weight.shape[2:])
         self._geometry = (kernel_size, list(conv.stride), list(conv.padding), list(conv.dilation))
         self._run = torch.ops.slimfast.direct_conv.default
@@ -97,7 +100,7 @@ class DirectConv:
         if out is None:
             out = torch.empty(self._shape, dtype=x.dtype, memory_format=torch.channels_last)
         self._run(out, x, *self._arguments, residual, self._relu, *self._geometry)
-        return out
+        return out if self._relu else self._behind.overwrite(out)
 
 
 def _prologue(conv: Conv, channels: int) -> tuple[Tensor | None, Tensor | None]:

@@ -22,7 +22,7 @@ class Writers:
     Attributes:
         shapes: of all images.
         into: values whose op writes into memory that it is given; no concatenations.
-        over: op -> residual whose memory the op may write into: nobody reads it afterwards, and it is no part
+        over: op -> input whose memory the op may write into: nobody reads it afterwards, and it is no part
             of a concatenation.
     """
 

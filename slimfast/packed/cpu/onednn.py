@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from slimfast.ops.activation import NONE, RELU, Activation
 from slimfast.packed.ops import Affine, Conv, select
 
 _mkldnn = torch.ops.mkldnn
@@ -44,7 +45,7 @@ class PackedConv:
         self._prologue = None
         if conv.scale is not None and conv.shift is not None:
             self._prologue = Affine(name="", inputs=("",), scale=conv.scale, shift=conv.shift, relu=True)
-        self._relu = conv.relu
+        self._activation = conv.activation
         self._map = None if conv.border is None else conv.bias_for(x)
         self._bias = conv.bias if self._map is None else None
         self._geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
@@ -58,18 +59,30 @@ class PackedConv:
             x = select(x, self._index)
         if self._prologue is not None:
             x = self._prologue.run(x)
-        if self._map is None:
-            return self._conv(x, residual, self._relu)
-        y = self._conv(x, residual, relu=False)
-        y += self._map
-        return y.relu_() if self._relu else y
+        if self._map is None and (residual is None or self._activation in (NONE, RELU)):
+            return self._conv(x, residual, self._activation)
+        y = self._conv(x, residual, NONE)
+        if self._map is not None:
+            y += self._map
+        return self._activation.overwrite(y)
 
-    def _conv(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    def _conv(self, x: Tensor, residual: Tensor | None, activation: Activation) -> Tensor:
         y: Tensor
         last = (self._weight, self._bias, *self._geometry)
         if residual is None:
-            y = _mkldnn._convolution_pointwise(x, *last, "relu" if relu else "none", [], "")
+            y = _mkldnn._convolution_pointwise(x, *last, *_ending(activation))
             return y
         first = (residual, x) if self._overwrite else (x, residual)
-        y = self._add.binary(*first, *last, "add", 1.0, "relu" if relu else None, [], "")
+        y = self._add.binary(*first, *last, "add", 1.0, "relu" if activation == RELU else None, [], "")
         return y
+
+
+def _ending(activation: Activation) -> tuple[str, list[float], str]:
+    """The activation as oneDNN has it: name, numbers, algorithm."""
+    if activation.name in ("gelu", "gelu_tanh"):
+        return "gelu", [], "tanh" if activation.name == "gelu_tanh" else "none"
+    if activation.name == "leaky_relu":
+        return "leaky_relu", [activation.slope], ""
+    if activation.name == "relu6":
+        return "hardtanh", [0.0, 6.0], ""
+    return {"silu": "swish"}.get(activation.name, activation.name), [], ""

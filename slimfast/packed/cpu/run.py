@@ -1,13 +1,27 @@
 """Ops on CPUs: by rules fitted to measured times, to oneDNN or to our own kernels."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from slimfast.packed.cpu import onednn
 from slimfast.packed.cpu.direct import DirectConv, is_faster
 from slimfast.packed.op import Op
-from slimfast.packed.ops import Conv
+from slimfast.packed.ops import Activate, Conv, Multiply
 from slimfast.packed.psconv import Prepared, PSConv, is_sparse_faster
+
+
+class InPlace:
+    """An op whose result takes the place of its first input."""
+
+    way: ClassVar[str] = "torch, in place"
+
+    def __init__(self, op: Activate | Multiply) -> None:
+        self._run = op.activation.overwrite if isinstance(op, Activate) else Tensor.mul_
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self._run(*inputs)
 
 
 def fastest(op: Op, inputs: Sequence[Any], overwrite: bool) -> Callable[..., Any]:
@@ -16,8 +30,10 @@ def fastest(op: Op, inputs: Sequence[Any], overwrite: bool) -> Callable[..., Any
     Args:
         op: of a program.
         inputs: as they will come.
-        overwrite: the result may take the place of the residual.
+        overwrite: the result may take the place of the residual, or of the first input of another op.
     """
+    if isinstance(op, Activate | Multiply) and overwrite:
+        return InPlace(op)
     if isinstance(op, PSConv):
         if is_sparse_faster(op, inputs[0]):
             return Prepared(op, inputs[0])

@@ -16,6 +16,7 @@ from slimfast.ops._psconv_pattern import pack, unpack
 from slimfast.packed.gpu.fused import widened
 from slimfast.packed.op import Op
 from slimfast.packed.ops import (
+    Activate,
     Add,
     Affine,
     Concat,
@@ -23,9 +24,9 @@ from slimfast.packed.ops import (
     Fill,
     Flatten,
     Linear,
+    Multiply,
     Place,
     Pool,
-    Relu,
     Select,
 )
 from slimfast.packed.program import Program
@@ -87,9 +88,9 @@ class Streams:
             if op.groups > 1:
                 self._same(first, op.name) if _is_depthwise(op) else self._keep(first, op.name)
             self._same(op.name, *op.inputs[1:])
-        elif isinstance(op, Affine | Relu | Pool | Add):
+        elif isinstance(op, Affine | Activate | Multiply | Pool | Add):
             self._same(op.name, *op.inputs)
-            if first in single or (isinstance(op, Pool) and op.window is None):
+            if single.issuperset(op.inputs) or (isinstance(op, Pool) and op.window is None):
                 single.add(op.name)
         elif isinstance(op, Flatten) and first in single:
             self._counts[op.name] = self._counts[first]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slimfast.ops.activation import NONE, RELU
 from slimfast.ops.basic_block import basic_block, widest
 from slimfast.ops.bottleneck import inner_width
 from slimfast.packed.gpu.blocks import Block, extended, laid_out, merge_runs
@@ -29,7 +30,8 @@ def _fits(convs: Sequence[Conv]) -> bool:
     shaped = all(tuple(conv.weight.shape[2:]) == (3, 3) for conv in convs)
     plain = all(c.padding == (1, 1) and c.dilation == (1, 1) and c.groups == 1 for c in convs)
     strided = first.stride in ((1, 1), (2, 2)) and second.stride == (1, 1)
-    return shaped and plain and strided and first.relu and second.index is None and second.scale is None
+    inner = first.activation == RELU and second.activation in (NONE, RELU)
+    return shaped and plain and strided and inner and second.index is None and second.scale is None
 
 
 def _is_narrow(convs: Sequence[Conv], dtype: torch.dtype) -> bool:
@@ -57,7 +59,7 @@ class FusedBasicBlock:
             "b2": second.bias_for(x.new_empty(1, width, *result)),
             "scale": first.scale,
             "shift": first.shift,
-            "relu": second.relu,
+            "relu": second.activation == RELU,
             "stride": stride,
         }
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slimfast.ops.activation import NONE, RELU
 from slimfast.ops.bottleneck import bottleneck, inner_width
 from slimfast.packed.gpu.fused import widened
 from slimfast.packed.op import Channels, Op
@@ -84,7 +85,7 @@ def _fits(first: Conv, second: Conv, third: Conv) -> bool:
     strided = first.stride == third.stride == (1, 1) and second.stride in ((1, 1), (2, 2))
     plain = strided and all(conv.groups == 1 and conv.dilation == (1, 1) for conv in convs)
     padded = [conv.padding for conv in convs] == [(0, 0), (1, 1), (0, 0)]
-    inner = first.relu and second.relu
+    inner = first.activation == second.activation == RELU and third.activation in (NONE, RELU)
     unread = all(conv.index is None and conv.scale is None for conv in (second, third))
     return shaped and plain and padded and inner and unread
 
@@ -125,7 +126,7 @@ class FusedBlock:
             "b3": third.bias_for(x.new_empty(1, _width(second), *result)),
             "scale": first.scale,
             "shift": first.shift,
-            "relu": third.relu,
+            "relu": third.activation == RELU,
             "stride": stride,
         }
 

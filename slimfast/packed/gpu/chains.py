@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from slimfast.ops.activation import RELU
 from slimfast.ops.conv_chain import LARGEST, conv_chain, heaviest
 from slimfast.packed.gpu.blocks import chain, extended, laid_out
 from slimfast.packed.gpu.fused import widened
@@ -78,7 +79,7 @@ def _is_tiny(conv: Conv, size: Pair | None, dtype: torch.dtype) -> bool:
     light = 9 * inputs * outputs * dtype.itemsize <= heaviest()
     shaped = tuple(conv.weight.shape[2:]) == (3, 3) and conv.padding == (1, 1)
     plain = conv.stride == conv.dilation == (1, 1) and conv.scale is None and len(conv.inputs) == 1
-    return light and shaped and plain and conv.relu
+    return light and shaped and plain and conv.activation == RELU
 
 
 def _is_halving(pool: Pool, before: Op, size: Pair | None) -> bool:

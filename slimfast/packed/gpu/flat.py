@@ -47,7 +47,7 @@ class FlatConv:
             bias=None if bias is None else self._vectors(self._as_map(bias)).flatten(),
             scale=None if op.scale is None else op.scale.repeat(pixels),
             shift=None if op.shift is None else op.shift.repeat(pixels),
-            relu=op.relu,
+            activation=op.activation,
         )
         self._run: Callable[..., Tensor] = way(conv, self._vectors(x))
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from slimfast.packed.op import Op
-from slimfast.packed.ops import Add, Affine, Concat, Conv, Fill, Pair, Place, Pool, Relu, Select
+from slimfast.packed.ops import Activate, Add, Affine, Concat, Conv, Fill, Multiply, Pair, Place, Pool, Select
 from slimfast.packed.program import Program
 from slimfast.packed.psconv import PSConv
 
-_KEEPING = (Add, Affine, Concat, Place, Relu, Select)
+_KEEPING = (Activate, Add, Affine, Concat, Multiply, Place, Select)
 
 
 def image_sizes(program: Program, size: Sequence[int]) -> dict[str, Pair | None]:
