@@ -1,9 +1,14 @@
 """What a model may do that its lowering must bear: names like ours, arguments by name; narrowing streams."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from packed_nets import Net, conv, kinds, ops_of
+import torch.nn.functional as F
+from packed_nets import Net, X, conv, kinds, ops_of
 from torch import Tensor, nn
 
+import slimfast
 from slimfast.nn import ChannelSelect
 from slimfast.packed.ops import Conv
 
@@ -64,3 +69,62 @@ def test_a_stream_that_gets_much_narrower_is_copied() -> None:
 def test_a_sum_is_not_widened_by_products_that_cost_more_than_the_copy() -> None:
     ops = ops_of(stream(c=conv(7, 7), d=nn.Conv2d(7, 6, 9, padding=4)))
     assert [len(op.weight) for op in ops if isinstance(op, Conv)] == [8, 7, 8, 6, 3]
+
+
+def test_slices_and_parts_are_selections() -> None:
+    assert kinds(Net(lambda n, x: n.a(x[:, 1:3]), a=conv(2, 3))) == ["conv"]
+    assert kinds(Net(lambda n, x: n.a(x[:, ::2, ...]), a=conv(2, 3))) == ["conv"]
+    assert (
+        kinds(Net(lambda n, x: n.a(x.chunk(2, 1)[1]) + n.a(x.chunk(2, dim=1)[0]), a=conv(2, 3)))
+        == ["conv"] * 2
+    )
+    assert kinds(Net(lambda n, x: n.a(torch.chunk(x, 3, 1)[-1]), a=conv(2, 3))) == ["conv"]
+    assert kinds(Net(lambda n, x: n.a(torch.split(x, [1, 2, 1], 1)[1]), a=conv(2, 3))) == ["conv"]
+    assert kinds(Net(lambda n, x: n.a(x.split(3, 1)[1]), a=conv(1, 3))) == ["conv"]
+
+
+def behind(run: Callable[[Tensor], Any]) -> list[str]:
+    """The ops of this function of a convolution's result."""
+    first, *rest = kinds(Net(lambda n, x: run(n.a(x)), a=conv()))
+    assert first == "conv"
+    return rest
+
+
+def test_other_parts_run_as_written() -> None:
+    assert behind(lambda x: x[:, :, 1:]) == ["call"]
+    assert behind(lambda x: x[:, 0]) == ["call"]
+    assert behind(lambda x: x.chunk(2, 2)[0]) == ["call", "call"]
+    assert behind(lambda x: x[:, : x.shape[1] // 2].tanh())[-2:] == ["call", "activate"]
+
+
+def test_a_window_that_is_the_whole_map() -> None:
+    """Whatever its size, as the model asks for it."""
+    assert behind(lambda x: F.avg_pool2d(x, x.shape[2:])) == ["pool"]
+    assert behind(lambda x: F.avg_pool2d(x, x.size()[2:])) == ["pool"]
+    assert behind(lambda x: F.adaptive_max_pool2d(x, 1)) == ["pool"]
+
+
+def test_numbers_that_are_computed_run_as_written() -> None:
+    assert behind(lambda x: F.avg_pool2d(x, x.shape[2] // 2))[-1] == "call"
+    assert behind(lambda x: F.max_pool2d(x, (x.shape[2] // 2, 2)))[-1] == "call"
+    assert behind(lambda x: F.leaky_relu(x, 1 / x.shape[1]))[-1] == "call"
+
+
+def test_lists_and_dictionaries_are_the_callers() -> None:
+    def run(n: Net, x: Tensor) -> Any:
+        y = n.a(x)
+        return {"list": [y + 1, (y, [y])]}
+
+    found = slimfast.deploy(Net(run, a=conv()), X)(X)
+    assert [type(found), type(found["list"]), type(found["list"][1][1])] == [dict, list, list]
+    found["list"].append(3)
+
+
+@torch.fx.wrap
+def strides(x: Tensor) -> Tensor:
+    return x + torch.tensor(x.stride(), dtype=x.dtype).sum()
+
+
+def test_what_may_look_at_strides_gets_nchw() -> None:
+    assert kinds(Net(lambda n, x: strides(n.a(x)), a=conv())) == ["conv", "call"]  # as the model computes it
+    assert behind(lambda x: x.view(x.shape[0], 2, -1).sum(1))[-1] == "call"

@@ -138,6 +138,7 @@ def merged(program: Program) -> Ops:
     fold_place(ops)
     merge_activation(ops)
     merge_add(ops)
+    merge_activation(ops)  # those behind sums that convolutions have become
     fold_prologue(ops)
     fold_shift(ops)
     widen_sums(ops)

@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from slimfast.packed.lowered import Alias, Lowered, NoOp, Rule
+from slimfast.packed.lowered import Alias, Lowered, NoOp, Rule, has_nodes
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Call, Constant, packed
 from slimfast.packed.program import Program
 from slimfast.packed.rules import FUNCTIONS, MODULES
+
+_OF_STRIDES = ("view", "view_as", "as_strided", "stride", "is_contiguous", "storage", "untyped_storage")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def _lower_node(node: fx.Node, traced: fx.GraphModule, modules: dict[str, nn.Mod
         [result] = node.args
         if isinstance(result, fx.Node):
             return Alias(result.name)
-        return _call(node, _identity, "tuple", NoOp("the result is not one tensor"))
+        return _call(node, _plain, "tuple", NoOp("the result is not one tensor"))
     if node.op == "call_module":
         module = modules[str(node.target)]
         lowered = _lower_module(node, module)
@@ -110,8 +112,8 @@ def _lower_node(node: fx.Node, traced: fx.GraphModule, modules: dict[str, nn.Mod
     function, label = FUNCTIONS.get(node.target), _function_name(node)
     if function is None:
         return _call(node, _function(node), label, NoOp(f"slimfast has no packed op for {label}"))
-    if not _takes(function, node):
-        return _call(node, _function(node), label, NoOp("it is called with arguments that the op has not"))
+    if reason := _misfit(function, node):
+        return _call(node, _function(node), label, NoOp(reason))
     lowered = function(node, *node.args, **node.kwargs)
     return _call(node, _function(node), label, lowered) if isinstance(lowered, NoOp) else lowered
 
@@ -127,13 +129,16 @@ def _lower_module(node: fx.Node, module: nn.Module) -> Lowered:
     return rule(node, module)
 
 
-def _takes(rule: Rule, node: fx.Node) -> bool:
-    """Whether the rule knows the arguments: others may be given by other names, or be new in torch."""
+def _misfit(rule: Rule, node: fx.Node) -> str:
+    """What is wrong with the arguments for the rule, "" if nothing is; it takes values as `object` alone."""
+    signature = inspect.signature(rule)
     try:
-        inspect.signature(rule).bind(node, *node.args, **node.kwargs)
-    except TypeError:
-        return False
-    return True
+        given = signature.bind(node, *node.args, **node.kwargs).arguments
+    except TypeError:  # others may be given by other names, or be new in torch
+        return "it is called with arguments that the op has not"
+    kinds = {name: signature.parameters[name].annotation for name in given if given[name] is not node}
+    numbers = [given[name] for name, kind in kinds.items() if kind not in (object, Any)]
+    return "an argument is computed from the input" if has_nodes(numbers) else ""
 
 
 def _function_name(node: fx.Node) -> str:
@@ -163,8 +168,18 @@ def _call(node: fx.Node, function: Callable[..., Any], label: str, reason: NoOp)
             arguments=arguments,
             label=label,
             why=reason.why,
+            any_layout=_ignores_layout(node, function),
         )
     ]
+
+
+def _ignores_layout(node: fx.Node, function: Callable[..., Any]) -> bool:
+    """Whether it is known to do the same with tensors of any strides."""
+    if node.op == "call_method":
+        return hasattr(Tensor, str(node.target)) and node.target not in _OF_STRIDES
+    home = (type(function) if node.op == "call_module" else function).__module__ or ""
+    known = ("torch.nn.modules", "torch.nn.functional", "torch._C", "_operator", "slimfast.nn")
+    return home == "torch" or home.startswith(known)
 
 
 def _function(node: fx.Node) -> Callable[..., Any]:
@@ -178,5 +193,11 @@ def _method(name: str) -> Callable[..., Any]:
     return lambda x, *args, **kwargs: getattr(x, name)(*args, **kwargs)
 
 
-def _identity(result: object) -> object:
+def _plain(result: object) -> object:
+    """The result with lists and dictionaries that can be changed, as the model's; torch.fx's cannot."""
+    if isinstance(result, dict):
+        return {key: _plain(value) for key, value in result.items()}
+    if isinstance(result, list) or type(result) is tuple:
+        plain = [_plain(value) for value in result]
+        return plain if isinstance(result, list) else tuple(plain)
     return result

@@ -30,3 +30,10 @@ Rule: TypeAlias = Callable[..., Lowered]
 def shape_of(x: object) -> tuple[int, ...]:
     """Sizes of a node's tensor; () for what is none."""
     return x.meta.get("shape", ()) if isinstance(x, fx.Node) else ()
+
+
+def has_nodes(values: Sequence[object]) -> bool:
+    """Whether values that a graph computes are among these, or inside of them."""
+    found: list[fx.Node] = []
+    fx.map_arg(list(values), found.append)  # type: ignore[type-var]
+    return bool(found)

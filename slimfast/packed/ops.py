@@ -319,10 +319,11 @@ class Constant(Op):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Call(Op):
-    """Whatever has no op of its own: a module or function, called as the model calls it, on NCHW tensors.
+    """Whatever has no op of its own: a module or function, called as the model calls it.
 
     `arguments` puts the inputs into their places: it takes their values and returns (args, kwargs). `why`
-    says what keeps it from being another op.
+    says what keeps it from being another op. What may look at strides gets dense NCHW tensors, unless
+    `any_layout` says that it does not.
     """
 
     kind: ClassVar[str] = "call"
@@ -330,10 +331,13 @@ class Call(Op):
     arguments: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
     label: str
     why: str
+    any_layout: bool = False
     dtype: torch.dtype = torch.float64
 
     def run(self, *inputs: Any) -> Any:
-        args, kwargs = self.arguments([x.contiguous() if isinstance(x, Tensor) else x for x in inputs])
+        if not self.any_layout:
+            inputs = tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
+        args, kwargs = self.arguments(inputs)
         return packed(self.function(*args, **kwargs), self.dtype)
 
     def channels(self, *inputs: Channels) -> Channels:

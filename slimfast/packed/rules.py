@@ -37,10 +37,12 @@ from slimfast.packed.ops import (
     Select,
 )
 from slimfast.packed.psconv import PSConv
+from slimfast.packed.slices import getitem
 
 Size: TypeAlias = int | Sequence[int]
 
 _NO_IMAGES = NoOp("its input is not one tensor [N, C, H, W]")
+_RETURNS_INDICES = NoOp("it returns indices, too")
 _NO_CHANNELS = NoOp("its input is not one tensor [N, C, ...]")
 _NO_FLATTEN = NoOp("only [N, ...] to [N, features], at any batch, fits")
 
@@ -248,7 +250,7 @@ def _max_pool(
     if not _are_images(x):
         return _NO_IMAGES
     if return_indices:
-        return NoOp("it returns indices, too")
+        return _RETURNS_INDICES
     assert isinstance(x, fx.Node)
     return [
         Pool(
@@ -267,7 +269,7 @@ def _max_pool(
 def _avg_pool(
     node: fx.Node,
     x: object,
-    kernel_size: Size,
+    kernel_size: object,
     stride: Size | None = None,
     padding: Size = 0,
     ceil_mode: bool = False,
@@ -276,6 +278,10 @@ def _avg_pool(
 ) -> Lowered:
     if not _are_images(x):
         return _NO_IMAGES
+    if _is_size_of(kernel_size, x) and stride is None and padding == 0 and divisor_override is None:
+        return _global_pool(node, x, 1, mean=True)
+    if not isinstance(kernel_size, int | tuple | list):
+        return NoOp("its window is computed from the input")
     if divisor_override is not None:
         return NoOp(f"divisor_override is {divisor_override}, only None fits")
     assert isinstance(x, fx.Node)
@@ -293,11 +299,31 @@ def _avg_pool(
     ]
 
 
+def _adaptive_avg_pool(node: fx.Node, x: object, output_size: object) -> Lowered:
+    return _global_pool(node, x, output_size, mean=True)
+
+
+def _adaptive_max_pool(
+    node: fx.Node, x: object, output_size: object, return_indices: bool = False
+) -> Lowered:
+    return _RETURNS_INDICES if return_indices else _global_pool(node, x, output_size, mean=False)
+
+
 def _global_pool(node: fx.Node, x: object, output_size: object, mean: bool) -> Lowered:
     if not _are_images(x) or output_size not in (1, (1, 1), [1, 1]):
         return NoOp(f"output_size is {output_size}, only 1 pixel of images [N, C, H, W] fits")
     assert isinstance(x, fx.Node)
     return [Pool(name=node.name, inputs=(x.name,), mean=mean)]
+
+
+def _is_size_of(size: object, x: object) -> bool:
+    """Whether it is x.shape[2:] or x.size()[2:]."""
+    if not isinstance(size, fx.Node) or size.target is not operator.getitem:
+        return False
+    shape, part = size.args
+    of_x = isinstance(shape, fx.Node) and shape.args[0] is x and len(shape.args) + len(shape.kwargs) <= 2
+    is_shape = isinstance(shape, fx.Node) and (shape.target == "size" or shape.args[1:] == ("shape",))
+    return of_x and is_shape and part == slice(2, None, None)
 
 
 def _carrier(node: fx.Node, module: ShapeCarrier) -> Lowered:
@@ -346,11 +372,9 @@ MODULES: Mapping[type[nn.Module], Rule] = {
         m.count_include_pad,
         m.divisor_override,
     ),
-    nn.AdaptiveAvgPool2d: lambda node, m: _global_pool(node, node.args[0], m.output_size, mean=True),
-    nn.AdaptiveMaxPool2d: lambda node, m: (
-        NoOp("it returns indices, too")
-        if m.return_indices
-        else _global_pool(node, node.args[0], m.output_size, mean=False)
+    nn.AdaptiveAvgPool2d: lambda node, m: _adaptive_avg_pool(node, node.args[0], m.output_size),
+    nn.AdaptiveMaxPool2d: lambda node, m: _adaptive_max_pool(
+        node, node.args[0], m.output_size, m.return_indices
     ),
     ChannelSelect: _select,
     ChannelPlace: _place,
@@ -368,6 +392,8 @@ FUNCTIONS: Mapping[Any, Rule] = {
     **dict.fromkeys([torch.mean, "mean"], _mean),
     **dict.fromkeys([F.max_pool2d, torch.max_pool2d], _max_pool),
     F.avg_pool2d: _avg_pool,
-    F.adaptive_avg_pool2d: lambda node, x, size: _global_pool(node, x, size, mean=True),
+    F.adaptive_avg_pool2d: _adaptive_avg_pool,
+    F.adaptive_max_pool2d: _adaptive_max_pool,
+    operator.getitem: getitem,
     "contiguous": _nothing,
 }
