@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_psconv
+import networks
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -24,7 +25,7 @@ from slimfast.optim import ProxSGD
 from slimfast.penalties import L1, TL1, GroupLasso, SparseGroup
 
 ROOT = Path(__file__).parents[1]
-NETS = {"vgg19": (3, 32), "resnet164": (3, 32), "densenet40": (3, 32)}
+NETS = {"vgg19": (3, 32), "resnet164": (3, 32), "densenet40": (3, 32), "mobilenet": (3, 32)}
 STEPS: dict[str, dict[str, Any]] = {
     "no penalty": {},
     "L1 on scales": {"bn": L1(1e-2)},
@@ -222,7 +223,7 @@ def _set_gradients(net: nn.Module, seed: int) -> None:
 def _pruned(name: str, channels: int, size: int) -> nn.Module:
     """The net with random statistics and 60 % of its scales zero, pruned."""
     torch.manual_seed(0)
-    net = models.build(name).eval()
+    net = (networks.mobilenet() if name == "mobilenet" else models.build(name)).eval()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)

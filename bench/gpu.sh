@@ -6,7 +6,7 @@
 #   autotune  the same against max-autotune and TensorRT; minutes for each case   autotune-NET.json
 #   psconv    errors and times of pre-defined sparse convolution, layer by layer  psconv.json
 #   sanitize  every op under compute-sanitizer: memcheck, racecheck; slow         sanitize-TOOL.json
-# deploy:NET and autotune:NET do one network of vgg19, resnet164, densenet40, resnet50.
+# deploy:NET and autotune:NET do one network of vgg19, resnet164, densenet40, mobilenet, resnet50.
 # Needs python3 with torch, triton, pytest and pytest-benchmark; nvcc, cmake and ninja are used where they are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,7 +31,7 @@ for part in ${*:-checks steps deploy autotune psconv sanitize}; do
     steps) measure steps bench/test_optim.py bench/test_groups.py bench/test_adamw.py ;;
     deploy | deploy:* | autotune | autotune:*)
       test=test_forward && [[ $part == autotune* ]] && test=test_autotuned
-      [[ $part == *:* ]] || nets="vgg19 densenet40 resnet50 resnet164"
+      [[ $part == *:* ]] || nets="vgg19 densenet40 mobilenet resnet50 resnet164"
       for net in $nets; do measure "${part%:*}-$net" bench/test_deploy.py -k "$test and $net"; done ;;
     *) echo "gpu.sh: part $part: is none of checks, steps, deploy, autotune, psconv, sanitize" >&2; exit 2 ;;
   esac

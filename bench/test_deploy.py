@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import memory
+import networks
 import pytest
 import torch
 from conftest import Compare
@@ -26,6 +27,8 @@ CASES = [
     ("resnet164", 3, 32, 128),
     ("densenet40", 3, 32, 1),
     ("densenet40", 3, 32, 128),
+    ("mobilenet", 3, 32, 1),
+    ("mobilenet", 3, 32, 128),
     ("resnet18", 3, 64, 1),
     ("resnet18", 3, 64, 128),
     ("resnet50", 3, 224, 1),
@@ -42,8 +45,8 @@ COMPARED = 8  # images whose outputs are compared with float64's
 def sparse(name: str, channels: int, zeros: float = 0.6) -> nn.Module:
     """A model with non-zero BatchNorm shifts and this share of its scales at zero, as training leaves it."""
     torch.manual_seed(0)
-    model = models.build(name, in_channels=channels).eval()
-    for module in model.modules():
+    model = networks.mobilenet() if name == "mobilenet" else models.build(name, in_channels=channels)
+    for module in model.eval().modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.bias, 0.0, 0.1)
             module.weight.data[torch.rand(module.num_features) < zeros] = 0.0

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from slimfast.kernels import depthwise
 from slimfast.kernels._activation import activated
+from slimfast.kernels._surroundings import biased, prologue, summed
 from torch import Tensor
 
 
@@ -84,7 +86,7 @@ def conv_kernel(
         a = tl.load(x_ptr + o_x[:, None] + o_a[None, :], mask=m_a, other=0.0)
         b = tl.load(w_ptr + o_w[:, None] + o_n[None, :], mask=m_c[:, None] & m_n[None, :], other=0.0)
         if scale_ptr is not None:
-            a = _prologue(a, m_a, scale_ptr, shift_ptr, group * C_GROUP + o_c, m_c, ACC)
+            a = prologue(a, m_a, scale_ptr, shift_ptr, group * C_GROUP + o_c, m_c, ACC)
         if WIDEN:
             a, b = a.to(ACC), b.to(ACC)
         if DOUBLE:
@@ -92,29 +94,14 @@ def conv_kernel(
         else:
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
     o_o = group * O_GROUP + o_n
-    m_y = m_m[:, None] & m_n[None, :]
     if bias_ptr is not None:
-        if BIAS_IS_MAP:
-            o_map = (o_m % (OH * OW)).to(tl.int64) * O
-            acc += tl.load(bias_ptr + o_map[:, None] + o_o[None, :], mask=m_y, other=0.0).to(ACC)
-        else:
-            acc += tl.load(bias_ptr + o_o, mask=m_n, other=0.0).to(ACC)[None, :]
+        acc = biased(acc, bias_ptr, o_m, m_m, o_o, m_n, OH * OW, O, BIAS_IS_MAP)
     if residual_ptr is not None:
-        o_r = (o_m % RESIDUAL_ROWS).to(tl.int64) * (RESIDUAL_UNITS * ALIGN_O)
-        acc += tl.load(residual_ptr + o_r[:, None] + o_o[None, :], mask=m_y, other=0.0).to(ACC)
+        acc = summed(acc, residual_ptr, o_m % RESIDUAL_ROWS, m_m, o_o, m_n, RESIDUAL_UNITS * ALIGN_O)
     acc = activated(acc, ACTIVATION, SLOPE)
     o_y = o_m.to(tl.int64) * (Y_UNITS * ALIGN_O)
+    m_y = m_m[:, None] & m_n[None, :]
     tl.store(y_ptr + o_y[:, None] + o_o[None, :], acc.to(y_ptr.dtype.element_ty), mask=m_y)
-
-
-@triton.jit
-def _prologue(a, m_a, scale_ptr, shift_ptr, o_c, m_c, ACC: tl.constexpr):
-    """relu(scale a + shift), and 0 outside the image: zero padding comes after the ReLU."""
-    scale = tl.load(scale_ptr + o_c, mask=m_c, other=0.0).to(ACC)
-    shift = tl.load(shift_ptr + o_c, mask=m_c, other=0.0).to(ACC)
-    z = a.to(ACC) * scale[None, :] + shift[None, :]
-    z = tl.where(z < 0, 0.0, z)
-    return tl.where(m_a, z, 0.0).to(a.dtype)
 
 
 @dataclass(frozen=True)
@@ -198,39 +185,49 @@ def write(
         raise RuntimeError(f"conv: residual {list(residual.shape)} does not fit the result {shape}")
     if not y.numel():
         return
-    (outputs, inputs, *taps), pixels = weight.shape, shape[2] * shape[3]
+    (outputs, inputs, *window), pixels = weight.shape, shape[2] * shape[3]
     outputs, rows = outputs // groups, len(y) * pixels
     (x, x_apart), y_apart = _readable(x), distance(y)
     residual, residual_apart = (None, 0) if residual is None else _readable(residual)
     assert y_apart is not None
+    tensors = [x, weight.permute(2, 3, 1, 0).contiguous(), *map(_nhwc, (bias, scale, shift)), residual]
+    sizes, residual_rows = (
+        (rows, *x.shape[2:], *y.shape[2:]),
+        pixels * (1 if residual is None else len(residual)),
+    )
+    geometry = (window[0] * window[1], window[1], *stride, *padding, *dilation)
+    constants = {
+        "BIAS_IS_MAP": bias is not None and bias.dim() == 4,
+        "ACTIVATION": activation,
+        "SLOPE": slope,
+    }
+    if inputs == outputs == 1 and vectors is None:
+        align = _alignment(groups, x_apart, y_apart, residual_apart)
+        units = [number // align for number in (groups, x_apart, y_apart, residual_apart)]
+        cut = depthwise.tiles(rows, groups)
+        programs = triton.cdiv(rows, cut["BM"]) * triton.cdiv(groups, cut["BN"])
+        with torch.cuda.device_of(x):
+            depthwise.depthwise_kernel[programs,](
+                *tensors, y, *sizes, *units, residual_rows, *geometry, **constants, ALIGN=align, **cut
+            )
+        return
     align_c, align_o = _alignment(inputs, x_apart), _alignment(outputs, y_apart, residual_apart)
     cut = tiles(rows, outputs, inputs, x.dtype, scale is not None, align_c == align_o == 8)
     tf32 = x.is_cuda and torch.backends.cudnn.allow_tf32  # as torch's own convolutions
     with torch.cuda.device_of(x):
         conv_kernel[triton.cdiv(rows, cut.BM) * triton.cdiv(outputs, cut.BN), groups](
-            x,
-            weight.permute(2, 3, 1, 0).contiguous(),
-            *map(_nhwc, (bias, scale, shift)),
-            residual,
+            *tensors,
             None if vectors is None else vectors.int(),
             y,
-            rows,
-            *x.shape[2:],
-            *y.shape[2:],
+            *sizes,
             inputs // align_c,
             outputs // align_o,
             x_apart // align_c,
             y_apart // align_o,
             residual_apart // align_o,
-            pixels * (1 if residual is None else len(residual)),
-            taps[0] * taps[1],
-            taps[1],
-            *stride,
-            *padding,
-            *dilation,
-            BIAS_IS_MAP=bias is not None and bias.dim() == 4,
-            ACTIVATION=activation,
-            SLOPE=slope,
+            residual_rows,
+            *geometry,
+            **constants,
             ALIGN_C=align_c,
             ALIGN_O=align_o,
             PRECISION="tf32" if tf32 else "ieee",

@@ -18,7 +18,7 @@ POINTERS = [
     *("residual_ptr", "y_ptr", "scratch_ptr"),
 ]
 NUMBERS = ["IMAGES", "H", "W", "TAPS", "C_UNITS", "O_UNITS"]
-POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
 SHARED = {80: 99, 90: 227, 100: 227}  # KiB that every GPU of the architecture has, 8.6 and 8.9 among sm_80
 
 

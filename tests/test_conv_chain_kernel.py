@@ -15,7 +15,7 @@ from slimfast.kernels import conv_chain as kernels
 from slimfast.ops.conv_chain import conv_chain, heaviest, reference
 
 POINTERS = ["x_ptr", "w_ptr", "bias_ptr", "y_ptr", "scratch_ptr"]
-POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
 SHARED = {80: 99, 90: 227, 100: 227}  # KiB that every GPU of the architecture has, 8.6 and 8.9 among sm_80
 VGG = ((128, 48, 32, 16, 16, 16, 32, 112), (False, False, True, False, False, False, False))
 

@@ -9,6 +9,7 @@ from conv_truth import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from offline import Compiled, compile_all
+from slimfast.kernels import depthwise
 from slimfast.kernels.conv import launch, tiles
 from slimfast.kernels.conv_into import launch as launch_into
 
@@ -30,6 +31,8 @@ def calls(draw: st.DrawFn) -> tuple[torch.dtype, tuple[Any, ...]]:
 
     groups, taps, dilation, padding = draw(st.integers(1, 3)), pair(1, 3), pair(1, 2), pair(0, 2)
     inputs, outputs = draw(st.sampled_from([1, 2, 5, 8, 17])), draw(st.sampled_from([1, 3, 8, 9]))
+    if inputs == outputs == 1:
+        groups = draw(st.sampled_from([1, 3, 8, 13, 64, 72]))
     smallest = [max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, taps, padding, strict=True)]
     size = [low + draw(st.integers(0, 4)) for low in smallest]
     batch = draw(st.integers(1, 3))
@@ -60,7 +63,11 @@ def test_interpreted_kernel_equals_the_reference(case: tuple[torch.dtype, tuple[
     dtype, arguments = case
     wide = [a.double() if isinstance(a, torch.Tensor) else a for a in arguments]
     truth = reference(*wide)
-    magnitude = reference(*(a.abs() if isinstance(a, torch.Tensor) else a for a in wide))
+    *tensors, name, slope = (a.abs() if isinstance(a, torch.Tensor) else a for a in wide[:8])
+    magnitude = reference(*tensors, "none", slope, *wide[8:])
+    magnitude = (
+        1.5 * magnitude + 1 if "s" in name else magnitude
+    )  # steeper than 1, or 1/2 at 0: all with an s
     got = launch(*arguments)
     assert got.dtype == dtype
     assert got.is_contiguous(memory_format=torch.channels_last)
@@ -215,6 +222,53 @@ def test_a_layer_of_a_dense_block_compiles_to_wide_accesses() -> None:
 
 
 WIDTHS = [(16, 16), (64, 64), (13, 13), (33, 33), (64, 16), (16, 64), (3, 24)]
+
+
+def depthwise_request(
+    dtype: torch.dtype, channels: int, rows: int, taps: int, prologue: bool, arch: int
+) -> dict[str, Any]:
+    cut = depthwise.tiles(rows, channels)
+    constants: dict[str, object] = {"TAPS": taps * taps, "TAPS_W": taps, "BIAS_IS_MAP": False}
+    constants |= dict.fromkeys(["STRIDE_H", "STRIDE_W", "PAD_H", "PAD_W", "DIL_H", "DIL_W"], 1)
+    constants |= {"ACTIVATION": "silu", "SLOPE": 0.0, "ALIGN": 1 if channels % 8 else 8}
+    constants |= {"BM": cut["BM"], "BN": cut["BN"]}
+    constants |= {} if prologue else {"scale_ptr": None, "shift_ptr": None}
+    pointers = [name for name in POINTERS if name not in (*constants, "vectors_ptr")]
+    numbers = ["ROWS", "H", "W", "OH", "OW", "C_UNITS", "X_UNITS", "Y_UNITS"]
+    types = dict.fromkeys(pointers, POINTER[dtype]) | dict.fromkeys([*numbers, *NUMBERS[-2:]], "i32")
+    return {
+        "kernel": "slimfast.kernels.depthwise:depthwise_kernel",
+        "signature": types | dict.fromkeys(constants, "constexpr"),
+        "constexprs": constants,
+        "divisible": pointers,
+        "arch": arch,
+        "num_warps": cut["num_warps"],
+        "num_stages": 3,
+    }
+
+
+def test_a_depthwise_layer_compiles_to_wide_accesses() -> None:
+    [kernel] = compile_all([depthwise_request(torch.bfloat16, 72, 10**6, 3, False, 90)])
+    assert_streams(kernel, 72)
+
+
+def assert_streams(kernel: Compiled, channels: int, case: object = "") -> None:
+    assert kernel.local_bytes == 0, f"{case}: spills"
+    if channels % 8 == 0:
+        assert kernel.count("LDG.E.128") > 0, f"{case}: narrow loads"
+        assert kernel.count("STG.E.128") > 0, f"{case}: narrow stores"
+        assert kernel.count("LDG.E.U16") <= 1, f"{case}: more than the bias is loaded number by number"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("dtype", list(POINTER))
+def test_every_depthwise_configuration_compiles_well(dtype: torch.dtype, arch: int) -> None:
+    cases = list(product([8, 32, 200, 13, 1], [49, 10**4, 10**6], [3], [False, True]))
+    cases += [(64, 10**6, 7, True), (64, 49, 7, False)]
+    kernels = compile_all([depthwise_request(dtype, *case, arch) for case in cases])
+    for case, kernel in zip(cases, kernels, strict=True):
+        assert_streams(kernel, case[0], case)
 
 
 @pytest.mark.long
