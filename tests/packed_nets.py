@@ -9,7 +9,7 @@ import slimfast
 from slimfast import graph
 from slimfast.nn import BorderConv2d
 from slimfast.packed.fuse import fuse
-from slimfast.packed.lower import lower
+from slimfast.packed.lowering import lower
 from slimfast.packed.op import Op
 
 X = torch.randn(3, 4, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -15,7 +15,7 @@ from slimfast.nn import PSConv2d
 from slimfast.packed.fuse import fuse
 from slimfast.packed.gpu.arrange import UNIT, Streams, arrange, by_residue, neighbours
 from slimfast.packed.gpu.fused import fused_ways
-from slimfast.packed.lower import lower
+from slimfast.packed.lowering import lower
 from slimfast.packed.ops import Concat, Conv
 from slimfast.packed.program import Program
 from slimfast.packed.psconv import PSConv

@@ -16,7 +16,7 @@ from slimfast.packed.choose import quickest
 from slimfast.packed.fuse import fuse
 from slimfast.packed.gpu.basic_blocks import FusedBasicBlock, find_basic_blocks
 from slimfast.packed.gpu.blocks import Block, FusedBlock, chain, find_blocks
-from slimfast.packed.lower import lower
+from slimfast.packed.lowering import lower
 from slimfast.packed.ops import Conv
 from slimfast.packed.program import Program
 

@@ -20,7 +20,7 @@ from slimfast.packed.gpu.flat import FlatConv, is_flat
 from slimfast.packed.gpu.fused import FusedConv
 from slimfast.packed.gpu.sizes import image_sizes
 from slimfast.packed.library import LibraryConv
-from slimfast.packed.lower import lower
+from slimfast.packed.lowering import lower
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Conv, Pool
 from slimfast.packed.program import Program

@@ -23,7 +23,7 @@ from slimfast.packed.gpu.concat import write_in_place
 from slimfast.packed.gpu.fused import FusedConv
 from slimfast.packed.gpu.tail import PooledLinear, find_tails
 from slimfast.packed.library import LibraryConv
-from slimfast.packed.lower import lower
+from slimfast.packed.lowering import lower
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Call, Concat, Conv, Select
 from slimfast.packed.plan import Plan

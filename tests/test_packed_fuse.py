@@ -15,7 +15,7 @@ from slimfast.ops.activation import NONE, RELU
 from slimfast.packed.cpu.onednn import PackedConv
 from slimfast.packed.fuse import fuse
 from slimfast.packed.gpu.fused import FusedConv
-from slimfast.packed.lower import lower
+from slimfast.packed.lowering import lower
 from slimfast.packed.ops import Conv
 from slimfast.packed.program import Program
 

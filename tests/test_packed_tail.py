@@ -13,7 +13,7 @@ from slimfast.nn import ChannelSelect
 from slimfast.packed.choose import quickest
 from slimfast.packed.fuse import fuse
 from slimfast.packed.gpu.tail import PooledLinear, find_tails
-from slimfast.packed.lower import lower
+from slimfast.packed.lowering import lower
 from slimfast.packed.op import Op
 
 X = torch.randn(3, 4, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -9,7 +9,7 @@ from slimfast import graph
 from slimfast.packed.deployed import DTYPES, Deployed
 from slimfast.packed.explain import explained
 from slimfast.packed.fuse import merged
-from slimfast.packed.lower import lower_calls
+from slimfast.packed.lowering import lower_calls
 from slimfast.packed.out_of_memory import needs_memory
 
 

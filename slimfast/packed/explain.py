@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slimfast.packed.fuse import Ops
-from slimfast.packed.lower import LoweredCall
+from slimfast.packed.lowering import LoweredCall
 from slimfast.packed.plan import Step
 from slimfast.packed.reasons import why_alone
 
@@ -136,7 +136,7 @@ def explained(
     """Puts together what lowering, merging and planning know.
 
     Args:
-        calls: from slimfast.packed.lower.
+        calls: from slimfast.packed.lowering.
         ops: merged.
         steps: of the plan for images of this shape.
         shape, device: of these images.

@@ -36,7 +36,7 @@ from slimfast.packed.psconv import PSConv
 T = TypeVar("T")
 
 FORMAT = "packed"
-VERSION = "1"
+VERSION = "2"
 _LARGEST = 65535  # of strides, windows and the like: more is no network
 
 _OPS = (

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from slimfast.ops.activation import Activation
-from slimfast.packed.lowered import Lowered, NoOp, Rule, shape_of
+from slimfast.packed.lowering.lowered import Lowered, NoOp, Rule, shape_of
 from slimfast.packed.ops import Activate
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from slimfast.packed.lowered import Lowered, NoOp, has_nodes, shape_of
+from slimfast.packed.lowering.lowered import Lowered, NoOp, has_nodes, shape_of
 from slimfast.packed.ops import Select
 
 _NO_CHANNELS = NoOp("only some channels of images [N, C, H, W] fit")

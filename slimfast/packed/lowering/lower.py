@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from slimfast.packed.lowered import Alias, Lowered, NoOp, Rule, has_nodes
+from slimfast.packed.lowering.lowered import Alias, Lowered, NoOp, Rule, has_nodes
+from slimfast.packed.lowering.rules import FUNCTIONS, MODULES
 from slimfast.packed.op import Op
 from slimfast.packed.ops import Call, Constant, packed
 from slimfast.packed.program import Program
-from slimfast.packed.rules import FUNCTIONS, MODULES
 
 _OF_STRIDES = ("view", "view_as", "as_strided", "stride", "is_contiguous", "storage", "untyped_storage")
 

@@ -20,8 +20,9 @@ from slimfast.nn import (
     PSConv2d,
     ShapeCarrier,
 )
-from slimfast.packed.activations import ACTIVATION_FUNCTIONS, ACTIVATION_MODULES
-from slimfast.packed.lowered import Alias, Lowered, NoOp, Rule, shape_of
+from slimfast.packed.lowering.activations import ACTIVATION_FUNCTIONS, ACTIVATION_MODULES
+from slimfast.packed.lowering.lowered import Alias, Lowered, NoOp, Rule, shape_of
+from slimfast.packed.lowering.slices import getitem
 from slimfast.packed.ops import (
     Add,
     Affine,
@@ -37,7 +38,6 @@ from slimfast.packed.ops import (
     Select,
 )
 from slimfast.packed.psconv import PSConv
-from slimfast.packed.slices import getitem
 
 Size: TypeAlias = int | Sequence[int]
 
