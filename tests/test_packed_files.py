@@ -213,7 +213,7 @@ def test_hostile_programs_are_refused_in_one_line(change: str, file: Path) -> No
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("slimfast.version", "2", "this version of slimfast reads files of version 1, not '2'"),
+        ("slimfast.version", "1", "this version of slimfast reads files of version 2, not '1'"),
         ("slimfast.format", "pickle", "must be 'module' or 'packed', not 'pickle'"),
         ("slimfast.program", "[]", "slimfast.program must be an object of"),
         ("slimfast.program", "{", "Expecting property name"),
