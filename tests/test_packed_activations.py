@@ -1,6 +1,7 @@
 """Activations: which call is which one, where a convolution applies it, and the same numbers in every way."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,14 @@ def test_such_a_network_in_a_file(tmp_path: Path) -> None:
     assert str(again.program) == str(fast.program)
     assert "activation=leaky_relu(0.1)" in str(fast.program)
     assert torch.equal(again(X), fast(X))
+
+
+def test_what_an_op_cannot_apply_is_refused() -> None:
+    [sparse] = ops_of(Net(lambda n, x: n.a(x), a=PSConv2d(4, 4, 3, padding=1, kss=4, period=2)))
+    with pytest.raises(ValueError, match=r"^psconv a: activation must be none or relu, got silu$"):
+        replace(sparse, activation=Activation("silu")).channels(4)  # type: ignore[call-arg]
+    [dense] = ops_of(Net(lambda n, x: n.a(x), a=conv()))
+    with pytest.raises(ValueError, match=r"^conv a: activation must be one of none, relu, .*; got tanh$"):
+        replace(dense, activation=Activation("tanh")).channels(4)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match=r"^activate y: activation must not be none"):
+        Activate(name="y", inputs=("x",), activation=NONE).channels(4)

@@ -11,7 +11,7 @@ from slimfast.ops import psconv_prepared  # noqa: F401  defines the ops
 from slimfast.ops._psconv_cost import skips_faster
 from slimfast.ops._psconv_pattern import Pattern, unpack
 from slimfast.ops._register import why_slow
-from slimfast.ops.activation import RELU
+from slimfast.ops.activation import NONE, RELU
 from slimfast.packed.op import Channels
 from slimfast.packed.ops import Affine, Conv, Pair, select
 
@@ -64,6 +64,8 @@ class PSConv(Conv):
         residues = (*self.out_residue, *self.in_residue)
         self._require(all(r < self.period for r in residues), f"residues must be below period {self.period}")
         self._require(self.groups == 1, f"groups must be 1, got {self.groups}")
+        able = self.activation in (NONE, RELU)
+        self._require(able, f"activation must be none or relu, got {self.activation}")
         return self.dense().channels(*inputs)
 
 
