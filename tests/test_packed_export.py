@@ -16,6 +16,7 @@ from torch.export import Dim
 import slimfast
 from slimfast import models
 from slimfast.nn import PSConv2d
+from slimfast.ops.activation import FUNCTIONS, Activation
 from slimfast.packed import Deployed
 from slimfast.packed.export import export_onnx, export_package
 
@@ -51,11 +52,25 @@ def assert_equal_at_any_batch(run: object, deployed: Deployed, x: Tensor) -> Non
         torch.testing.assert_close(run(images), deployed(images), rtol=1e-5, atol=1e-5)
 
 
-NETS = ["small_cnn", "resnet18", "densenet40", "odd"]
+def activated(n: Net, x: Tensor) -> Tensor:
+    """Every activation, behind a convolution and alone; gated as in squeeze and excitation."""
+    for name in sorted(FUNCTIONS.keys() - {"none"}):
+        activation = Activation(name, 0.1 if name in ("leaky_relu", "elu") else 0.0)
+        x = x + activation(n.b(activation(n.a(x))))
+    return x * torch.sigmoid(x.mean((2, 3), keepdim=True))
+
+
+def activated_net() -> tuple[Deployed, Tensor]:
+    x = torch.randn(5, 4, 6, 5, generator=torch.Generator().manual_seed(0))
+    return slimfast.deploy(Net(activated, a=conv(), b=bn()).float(), x), x
+
+
+NETS = ["small_cnn", "resnet18", "densenet40", "odd", "activations"]
+SPECIAL = {"odd": odd_net, "activations": activated_net}
 
 
 def made(name: str) -> tuple[Deployed, Tensor]:
-    return odd_net() if name == "odd" else pruned(name)
+    return SPECIAL[name]() if name in SPECIAL else pruned(name)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -88,6 +103,7 @@ def test_exporting_changes_nothing_about_the_network(dtype: torch.dtype) -> None
     [
         "small_cnn",
         "odd",
+        "activations",
         *(pytest.param(name, marks=pytest.mark.long) for name in ("resnet18", "densenet40")),
     ],
 )
