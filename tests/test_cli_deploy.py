@@ -13,6 +13,7 @@ from torch import nn
 from slimfast import load, save
 from slimfast.cli import main
 from slimfast.packed import Deployed
+from slimfast.packed.plan import Plan
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,17 @@ def test_bench(network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().out
     assert "of roofline" in said
     assert "median" in said
+
+
+def test_bench_of_an_autotuned_network(
+    network: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here torch.compile takes no time at all, and so does what it compiles."""
+    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: function)
+    monkeypatch.setattr("slimfast.packed.plan.cpu_seconds", lambda run, inputs: float(isinstance(run, Plan)))
+    shape = ("--batch", 2, "--input", "1x3x16x16", "--no-compile")
+    assert not answers(capsys, "bench", network, *shape)["profile"]["is_compiled"]
+    assert answers(capsys, "bench", network, *shape, "--autotune")["profile"]["is_compiled"]
 
 
 @pytest.mark.long
