@@ -11,7 +11,7 @@ from test_packed_blocks import pruned_program
 from torch import Tensor, nn
 
 from slimfast import deploy, graph, prune
-from slimfast.nn import PSConv2d
+from slimfast.nn import ChannelPlace, PSConv2d
 from slimfast.packed.fuse import fuse
 from slimfast.packed.gpu.arrange import UNIT, Streams, arrange, by_residue, neighbours
 from slimfast.packed.gpu.fused import fused_ways
@@ -187,3 +187,16 @@ def test_depthwise_and_grouped() -> None:
         net = Net(run, a=conv(4, 6), n=bn(6), b=middle, c=conv(6, 5), d=conv(5, 2))
         ops = arranged(program_of(net, images(2, 4, 5, 6)), images(2, 4, 5, 6)).ops
         assert [len(op.weight) for op in ops if isinstance(op, Conv)] == [width, width, 8, 2]
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_what_is_placed_is_filled_up_with_zeros(joined: bool) -> None:
+    """The sigmoid of a zero channel is 1/2, which a place would add to some other channel."""
+
+    def run(n: Net, x: Tensor) -> Tensor:
+        y = torch.sigmoid(n.a(x))
+        return n.b(n.p(torch.cat([y, n.c(x)], 1) if joined else y))
+
+    place = ChannelPlace(torch.randperm(8)[: 6 if joined else 3], torch.ones(8))
+    x = images(2, 4, 5, 6)
+    arranged(program_of(Net(run, a=conv(4, 3), c=conv(4, 3), p=place, b=conv(8, 9)), x), x)

@@ -65,6 +65,7 @@ class Streams:
         for op in program.ops:
             self._join(op, single)
         self._keep(*(name for name, count in self._counts.items() if count is None))
+        self._keep_what_is_placed()
         self._settle_concats()
         self._orders: dict[str, Tensor] = {}
 
@@ -99,6 +100,20 @@ class Streams:
             self._keep(op.name)
         elif not isinstance(op, Concat | Place):
             self._keep(op.name, *op.inputs)
+
+    def _keep_what_is_placed(self) -> None:
+        """A place adds the channels that fill up its input to others: they must be zero, as most stay."""
+        filled: set[str] = set()  # values with f(0) in such channels, which is not zero
+        for op in self._program.ops:
+            if isinstance(op, Conv | Activate):
+                is_filled = op.activation.name in ("sigmoid", "hardsigmoid")
+            else:
+                passes_on = isinstance(op, Add | Affine | Concat | Flatten | Multiply | Pool)
+                is_filled = passes_on and not filled.isdisjoint(op.inputs)
+            if is_filled:
+                filled.add(op.name)
+            if isinstance(op, Place) and op.inputs[0] in filled:
+                self._keep(op.inputs[0])
 
     def _settle_concats(self) -> None:
         """A stream has the order of its concatenation, or keeps its own, and then so do the parts."""
