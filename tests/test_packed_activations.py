@@ -161,3 +161,9 @@ def test_what_an_op_cannot_apply_is_refused() -> None:
         replace(dense, activation=Activation("tanh")).channels(4)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match=r"^activate y: activation must not be none"):
         Activate(name="y", inputs=("x",), activation=NONE).channels(4)
+
+
+def test_masks_are_not_overwritten() -> None:
+    """A choice of channels is a new tensor, which an op of numbers could overwrite."""
+    picked = ["conv", "call", "select", "select", "multiply"]
+    assert kinds(Net(lambda n, x: (n.a(x) > 0)[:, 1:3] * x[:, 1:3], a=conv())) == picked

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from slimfast.packed.cpu import onednn
@@ -32,7 +33,7 @@ def fastest(op: Op, inputs: Sequence[Any], overwrite: bool) -> Callable[..., Any
         inputs: as they will come.
         overwrite: the result may take the place of the residual, or of the first input of another op.
     """
-    if isinstance(op, Activate | Multiply) and overwrite:
+    if isinstance(op, Activate | Multiply) and overwrite and _keeps_type(*inputs):
         return InPlace(op)
     if isinstance(op, PSConv):
         if is_sparse_faster(op, inputs[0]):
@@ -43,3 +44,8 @@ def fastest(op: Op, inputs: Sequence[Any], overwrite: bool) -> Callable[..., Any
     if isinstance(op, Conv) and onednn.supports(op, *inputs):
         return onednn.PackedConv(op, inputs[0], overwrite)
     return op.run
+
+
+def _keeps_type(x: Tensor, *others: Tensor) -> bool:
+    """Whether the result has the type of x, which a mask or a number of int64 has not."""
+    return x.is_floating_point() and all(torch.result_type(x, y) == x.dtype for y in others)
